@@ -19,6 +19,8 @@ from odenet_torch.conversion.layer import decisions, kind_of
 from odenet_torch.drop_in.recalled_function import Recalled
 from odenet_torch.field import field
 from odenet_torch.field.jumps import Watch
+from odenet_torch.field.surroundings import Surroundings
+from odenet_torch.field.wiring import ForwardReads, Wiring
 from odenet_torch.field.written_on import sampled
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -301,6 +303,26 @@ def test_a_block_may_keep_its_parameter_elsewhere(gradient):
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     assert all(block.kept["weight"] is block.linear.weight for block in one.blocks)
+
+
+@pytest.mark.parametrize("kind", [weakref.WeakSet, weakref.WeakValueDictionary, weakref.WeakKeyDictionary])
+def test_what_is_held_weakly_and_is_gone_was_changed_by_nobody(kind):
+    """When it goes is for the collector to say: a field that a graph is to run again was refused for it."""
+    block, kept = nn.Linear(3, 3), [torch.zeros(3), torch.ones(3)]
+    block.seen = kind(enumerate(kept)) if kind is weakref.WeakValueDictionary else kind()
+    for x in kept:
+        if kind is weakref.WeakSet:
+            block.seen.add(x)
+        elif kind is weakref.WeakKeyDictionary:
+            block.seen[x] = 1
+    around, reads = Surroundings("block", block), ForwardReads(Wiring([block]), ())
+    del x, kept[-1]
+    reads.require_no_trace()
+    kept.clear()
+    reads.require_same()
+    assert around.untouched()
+    assert not around.differences()
+    assert not block.seen
 
 
 class Logs(nn.Module):

@@ -229,7 +229,7 @@ def differences(places: Sequence[Location], before: Sequence[dict[Any, Any]]) ->
     """The places whose values are others than they were before."""
     changes = []
     for place, previous in zip(places, before, strict=True):
-        present = place.contents()
+        previous, present = place.alive(previous), place.contents()
         for key in dict.fromkeys((*previous, *present)):
             old, new = previous.get(key, MISSING), present.get(key, MISSING)
             if not _same(old, new):
