@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -132,7 +133,10 @@ def decisions(module: nn.Module) -> Any:
     own = vars(module)
     attributes = tuple((name, kind_of(value)) for name, value in own.items() if name not in _OF_MODULES)
     kind = getattr(type(module), "_odenet_base", type(module))
-    return attributes, tuple(map(id, own["_modules"].values())), _read(kind)
+    children = own["_modules"].values()
+    # none is missing as a rule, and a set of modules takes what is equal for one, too
+    known = tuple(map(weakref.ref if None not in children else _itself, children))
+    return attributes, known, _read(kind)
 
 
 def _read(kind: type) -> Any:
@@ -213,4 +217,27 @@ def kind_of(value: Any) -> Any:
     own = getattr(value, "__dict__", None)
     if isinstance(own, dict) and type(value).__module__.partition(".")[0] not in LIBRARIES:
         return type(value), tuple((name, item) for name, item in own.items() if item is None or type(item) in PLAIN)
-    return type(value), id(value) if callable(value) else None
+    return type(value), _itself(value) if callable(value) else None
+
+
+def _itself(value: Any) -> Any:
+    """What is equal for the same object, and for no other one that has its `id` when it is gone."""
+    if isinstance(value, types.MethodType):  # made anew wherever it is asked for
+        return value.__func__, _itself(value.__self__)
+    try:
+        return weakref.ref(value) if type(value).__eq__ is object.__eq__ else _Held(value)
+    except TypeError:  # it has no weak references
+        return _Held(value)
+
+
+class _Held:
+    """An object that is held, and equal to itself alone."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)

@@ -53,7 +53,8 @@ class Recalled:
         if isinstance(func, nn.Module):
             self.parameters = dict(func.named_parameters())
             self.parameters |= {name: buffer for name, buffer in func.named_buffers() if buffer.requires_grad}
-        self.buffers = {id(b): version(b) for module in reach(func).modules for b in module.buffers()}
+        # held, so that none that func puts in its place takes its id
+        self.buffers = {id(b): (b, version(b)) for module in reach(func).modules for b in module.buffers()}
         self.elsewhere = False
         self.ready: tuple[tuple[Tensor, ...], Any] | None = None
         self.known: tuple[Tensor, tuple[Tensor, ...]] | None = None
@@ -172,9 +173,7 @@ class Recalled:
             UnsupportedError: func cannot be run again by a graph.
         """
         known = {id(tensor): name for name, tensor in self.parameters.items()}
-        written = any(
-            self.buffers.get(id(b)) != version(b) for module in reach(self.func).modules for b in module.buffers()
-        )
+        written = any(self._version(b) != version(b) for module in reach(self.func).modules for b in module.buffers())
         for so, does in (
             (draws, "draws random numbers, as dropout does"),
             (written, "writes on a buffer, as running statistics do"),
@@ -191,6 +190,10 @@ class Recalled:
                 )
         return tuple([known[id(param)] for param in params])
 
+    def _version(self, buffer: Tensor) -> int | None:
+        """How often a buffer was written on before the solve; None where it was not there."""
+        return self.buffers.get(id(buffer), (None, None))[1]
+
     def finish(self) -> None:
         """The forward pass has ended.
 
@@ -203,7 +206,7 @@ class Recalled:
         for module in self.replay.sides.around[id(self.func)].reach.modules:
             snapshot = ModuleSnapshot.now(type(module).__name__, module)
             # what func changes itself, it will change again
-            buffers = tuple(buffer for buffer in snapshot.buffers if self.buffers.get(id(buffer[1])) == buffer[2])
+            buffers = tuple(buffer for buffer in snapshot.buffers if self._version(buffer[1]) == buffer[2])
             self.snapshots.append(dataclasses.replace(snapshot, buffers=buffers))
 
     @contextlib.contextmanager

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import collections
 import functools
+import gc
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from odenet import Depth, GradientError, UnsupportedError
 from odenet.kit import blend, check_alike, require_finite_tree, tree_flatten, tree_leaves, tree_map
@@ -369,17 +372,26 @@ def unique(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return tuple({id(tensor): tensor for tensor in tensors}.values())
 
 
-def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
+def outside(
+    outputs: Iterable[Tensor], known: Iterable[Tensor], since: int, *, thoroughly: bool = False
+) -> tuple[Tensor, ...]:
     """The leaves, beside `known`, that a graph recorded after `since` (see `now`) ends at.
 
     One that the evaluation made for itself and let go (`y.detach().requires_grad_()`, of which an energy is
     differentiated) is none: nobody is left who could ask for its gradient, and each evaluation makes another one.
 
+    Args:
+        outputs: of the evaluation, in whose thread this is called.
+        known: leaves that it is known to read.
+        since: before the evaluation.
+        thoroughly: whether what only the garbage collector lets go (a function that calls itself, a frame and the
+            exception that it caught), and what a node of the user's keeps on its context, is known for let go, too.
+
     Raises:
         GradientError: the graph goes on into one that was recorded before, so that f reads a tensor that was computed
             elsewhere: recomputing f alone could not give that computation its gradient.
     """
-    found, older = _walked(outputs, since)
+    found, older, visited = _walked(outputs, since)
     if older:
         by = type(older[0]).__name__
         raise GradientError(
@@ -389,20 +401,48 @@ def outside(outputs: Iterable[Tensor], known: Iterable[Tensor], since: int) -> t
         )
     for tensor in known:
         found.pop(id(tensor), None)
-    return tuple([found[key] for key in found if sys.getrefcount(found[key]) > _references_of_a_graph()])
+    held = _held(found, {})
+    if thoroughly and held:
+        on_contexts = collections.Counter(
+            id(value)
+            for node in visited
+            if isinstance(node, BackwardCFunction)
+            for kept in vars(node).values()
+            for value in (kept if type(kept) in (tuple, list) else (kept,))
+        )
+        held = _held(found, on_contexts)
+        for generation in range(3):  # what an evaluation has just made is in the youngest as a rule
+            if not held:
+                break
+            gc.collect(generation)
+            held = _held(found, on_contexts)
+    return tuple([found[key] for key in held])
+
+
+def _held(found: dict[int, Tensor], besides: Mapping[int, int]) -> list[int]:
+    """Those of some leaves, by `id`, that somebody holds beside their graph, and so often `besides`."""
+    graph = _references_of_a_graph()
+    return [key for key in found if sys.getrefcount(found[key]) - besides.get(key, 0) > graph]
 
 
 @functools.cache
 def _references_of_a_graph() -> int:
     """How often a leaf is referred to that `_walked` has found and nobody but its graph holds.
 
-    Measured, since it depends on the release of torch whether what C++ holds counts.
+    Measured, since it depends on the release of torch whether what C++ holds counts; and in a thread of its own, since
+    a mode that is active in this one may hold whatever it sees.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        output = torch.zeros((), device="cpu", requires_grad=True) * 1
-    found, _ = _walked([output], 0)
-    (key,) = found
-    return sys.getrefcount(found[key])
+    counts: list[int] = []
+
+    def count() -> None:
+        found, *_ = _walked([torch.zeros((), device="cpu", requires_grad=True) * 1], 0)
+        (key,) = found
+        counts.append(sys.getrefcount(found[key]))
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    thread.join()
+    return counts[0]
 
 
 def leaves(outputs: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
@@ -412,30 +452,34 @@ def leaves(outputs: Iterable[Tensor], since: int) -> tuple[Tensor, ...]:
 
 def ends(outputs: Iterable[Tensor], since: int) -> tuple[tuple[Tensor, ...], list[Any]]:
     """Where a graph ends: at leaves, and at nodes that were recorded before."""
-    found, older = _walked(outputs, since)
+    found, older, _ = _walked(outputs, since)
     return tuple(found.values()), older
 
 
-def _walked(outputs: Iterable[Tensor], since: int) -> tuple[dict[int, Tensor], list[Any]]:
-    """See `ends`; the leaves by their `id`."""
+def _walked(outputs: Iterable[Tensor], since: int) -> tuple[dict[int, Tensor], list[Any], set[Any]]:
+    """See `ends`; the leaves by their `id`, and all nodes that were met."""
     leaves: dict[int, Tensor] = {}
     older: list[Any] = []
     # each is asked for its node once: torch makes an object of Python's for it, which is gone when nobody holds it
-    stack: list[Any] = [node for output in outputs if (node := output.grad_fn) is not None]
+    pairs = [(node, output.is_cpu) for output in outputs if (node := output.grad_fn) is not None]
+    stack: list[Any] = [node for node, _ in pairs]
+    # each thread counts by itself: another one's number may be any. On the host gradients of the evaluation's own are
+    # recorded in its thread, too, and not in one of the device's
+    until = now() if all([on_host for _, on_host in pairs]) else sys.maxsize
     visited = set(stack)
     while stack:
         node = stack.pop()
         if type(node).__name__ == LEAF:
             leaf = node.variable
             leaves[id(leaf)] = leaf
-        elif node._sequence_nr() < since:
+        elif not since <= node._sequence_nr() < until:
             older.append(node)
         else:
             for following, _ in node.next_functions:
                 if following is not None and following not in visited:
                     visited.add(following)
                     stack.append(following)
-    return leaves, older
+    return leaves, older, visited
 
 
 def moved(module: nn.Module, parameters: Mapping[str, Tensor]) -> bool:

@@ -141,6 +141,11 @@ class Watch(TorchDispatchMode):
                 self.origins.update((id(x), self._origin(read[0])) for x in results if x is not read[0])
         return out
 
+    def forget(self, x: Any) -> None:
+        """It does not depend on y: nor does another one that has its `id` when it is gone."""
+        for known in (self.depends, self.levels, self.origins):
+            known.pop(id(x), None)
+
     def _origin(self, x: Any) -> int:
         return self.origins.get(id(x), id(x))
 

@@ -193,7 +193,7 @@ class _RuleWatch(Watch):
         def enter(gradients: Sequence[Tensor | None]) -> None:
             self.within += 1
             for x in gradients:
-                self.depends.pop(id(x), None)
+                self.forget(x)
 
         def leave(*_: Any) -> None:
             self.within -= 1

@@ -59,6 +59,10 @@ class Location(ABC):
         now = self.contents()
         return now.keys() == contents.keys() and all(now[key] is contents[key] for key in now)
 
+    def alive(self, contents: dict[Any, Any]) -> dict[Any, Any]:
+        """Of the contents, what is not gone because it was held weakly, which nobody has changed."""
+        return contents
+
     def called(self, key: Any) -> str:
         """The name of a value, for messages."""
         return self.name if key is None else f"{self.name}.{key}".removeprefix(".")
@@ -250,9 +254,12 @@ class WeakEntries(Location):
         refs = self.refs.values() if isinstance(self.refs, dict) else self.refs
         return {None: tuple([ref for ref in (*refs,) if isinstance(ref(), Tensor)])}
 
+    def alive(self, contents: dict[Any, Any]) -> dict[Any, Any]:
+        return {key: tuple([ref for ref in refs if ref() is not None]) for key, refs in contents.items()}
+
     def same(self, contents: dict[Any, Any]) -> bool:
-        now = self.contents()[None]
-        return len(now) == len(contents[None]) and all(map(operator.is_, now, contents[None]))
+        now, before = self.contents()[None], self.alive(contents)[None]
+        return len(now) == len(before) and all(map(operator.is_, now, before))
 
     def put(self, key: Any, value: Any) -> None:
         refs, now = self.refs, self.contents()[None]
@@ -264,6 +271,29 @@ class WeakEntries(Location):
         else:
             refs.difference_update(now)
             refs.update(alive)
+
+
+class WeaklyKeyed(MappingEntries):
+    """The entries of a dict that holds its keys weakly: one that is gone with its key was changed by nobody."""
+
+    @property
+    def entries(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """None: how many there are does not tell whether something was put there."""
+
+    def contents(self) -> dict[Any, Any]:
+        return self.alive(dict(self._entries))
+
+    def alive(self, contents: dict[Any, Any]) -> dict[Any, Any]:
+        return {ref: value for ref, value in contents.items() if ref() is not None}
+
+    def same(self, contents: dict[Any, Any]) -> bool:
+        return super().same(self.alive(contents))
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is MISSING or key() is None:
+            self._entries.pop(key, None)
+        else:
+            self._entries[key] = value
 
 
 class SuspendedFrame(Location):

@@ -46,6 +46,7 @@ from odenet_torch.field.places import (
     SlotAttributes,
     SuspendedFrame,
     WeakEntries,
+    WeaklyKeyed,
 )
 from odenet_torch.field.stored_values import StoredValues
 
@@ -338,7 +339,10 @@ class ReachableObjects:
 
     def weak(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
         """A dict that holds its keys weakly."""
-        return self.mapping(name, value.data)
+        if len(value) > _MOST:
+            return ()
+        self.places.append(place := WeaklyKeyed(name, value.data))
+        return () if len(value) > _MANY else ((f"{name}[{k!r}]", item) for k, item in place.contents().items())
 
     def weak_values(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
         """A dict or set that holds its values weakly."""

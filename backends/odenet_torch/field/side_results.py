@@ -55,6 +55,8 @@ class SideResults:
         self.of_step: dict[int, dict[int, None]] = {}
         self.differentiable: set[tuple[int, Any]] = set()
         """Places and keys of tensors that depend on what has a gradient."""
+        self.detached: set[tuple[int, Any]] = set()
+        """Those of tensors that were seen not to."""
         self.evaluations: collections.Counter[int] = collections.Counter()
         """By `id` of what f is made of."""
         self.stood: set[tuple[Location, Any]] = set()
@@ -101,7 +103,9 @@ class SideResults:
             return
         for around in met:
             known = _DETACHED.of(around.root, around.reach)
-            leftovers = [leftover for leftover in around.left() if _name(leftover) not in known]
+            left = around.left()
+            leftovers = [leftover for leftover in left if _name(leftover) not in known]
+            self.detached |= {(id(place), key) for place, key, *_ in left}
             if not leftovers:
                 continue
             if not torch.is_grad_enabled():
@@ -115,16 +119,33 @@ class SideResults:
 
     def finish(self, outputs: Iterable[Tensor] = ()) -> None:
         """The forward pass has ended, with these outputs and their graph."""
+        if self.differentiable:
+            self._cut_off()
         for around in self.around.values():
-            if self.differentiable:
-                for place, key, old, new in around.left():
-                    if (id(place), key) in self.differentiable:
-                        name = full(around.name, place.called(key))
-                        place.put(key, _cut(new, {id(tensor) for tensor in tensors_in(old)}, name))
             self.clear()
             around.written(self.evaluations[id(around.root)] == 1, outputs)
             self.filled += around.filled
             self.stood |= {(place, key) for place, key in around.stood if isinstance(place, MappingEntries)}
+
+    def _cut_off(self) -> None:
+        """Let what was kept with a gradient, and has none now, be tensors whose gradient is an error.
+
+        What later evaluations have put under other keys of the same kind is taken to be as what the first one has: keys
+        are others each time where they are counts, or the `id` of a state.
+        """
+        others = self.detached - self.differentiable
+        kinds = {(place, _kind(key)) for place, key in self.differentiable}
+        kinds -= {(place, _kind(key)) for place, key in others}
+        done = set[tuple[int, Any]]()
+        for first in (True, False):
+            for around in self.around.values():
+                for place, key, old, new in around.left():
+                    entry, at = (id(place), key), (id(place.entries or place), key)
+                    as_first = entry not in others and at not in done and (id(place), _kind(key)) in kinds
+                    if entry in self.differentiable if first else as_first:
+                        done.add(at)
+                        name = full(around.name, place.called(key))
+                        place.put(key, _cut(new, {id(tensor) for tensor in tensors_in(old)}, name))
 
     def logged(self, evaluate: Callable[[], Result]) -> Result:
         """An evaluation of the backward pass: what is put into a list thereafter comes from hooks on tensors."""
@@ -152,11 +173,12 @@ class SideResults:
     def empty(self) -> None:
         """Before an evaluation of the backward pass: f computes again, with a graph or without, what it keeps."""
         self.clear()
+        known = self.stood | {(place, key) for place, key, _ in self.filled if isinstance(place, MappingEntries)}
         for place, key, old in self.filled:
             place.put(key, old)
             if isinstance(place, MappingEntries):  # under keys that are other ones in each evaluation
                 for other, value in place.contents().items():
-                    if other != key and next(tensors_in(value), None) is not None and (place, other) not in self.stood:
+                    if (place, other) not in known and next(tensors_in(value), None) is not None:
                         place.put(other, MISSING)
 
     @contextlib.contextmanager
@@ -266,13 +288,18 @@ def _new(difference: Difference) -> list[Tensor]:
     return [tensor for tensor in tensors_in(new) if id(tensor) not in known]
 
 
+def _kind(key: Any) -> Any:
+    """Of a key: its class, and of a word what stands in it beside digits."""
+    return "".join([x for x in key if not x.isdigit()]) if isinstance(key, str) else type(key)
+
+
 def _name(difference: Difference) -> str:
     place: Location = difference[0]
     return place.called(difference[1])
 
 
 def _cut(value: Any, known: set[int], name: str, held: tuple[Any, ...] = ()) -> Any:
-    """The tensors in a value, but for those that are known, as ones whose gradient is an error.
+    """The tensors in a value, but for leaves and those that are known, as ones whose gradient is an error.
 
     What these take the place of lives as long as they do: a cache may know it by its `id`, which would be given to
     another object if nobody held it.
@@ -284,7 +311,8 @@ def _cut(value: Any, known: set[int], name: str, held: tuple[Any, ...] = ()) -> 
         held: what else is no longer there, because the value is a part of it.
     """
     if isinstance(value, Tensor):
-        if id(value) in known or not (value.is_floating_point() or value.is_complex()):
+        own = value.is_leaf and value.requires_grad  # a parameter: what asks for its gradient, finds it there
+        if own or id(value) in known or not (value.is_floating_point() or value.is_complex()):
             return value
         with torch.enable_grad():
             return _SideResult.apply(torch.empty(0, requires_grad=True), value.detach(), name, (value, *held))

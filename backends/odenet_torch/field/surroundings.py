@@ -63,7 +63,7 @@ class Surroundings:
         self.values = values or [*map(_value, self.reach.watched)]
         self.own: set[tuple[int, Any]] = set()
         self.stood: list[tuple[Location, Any]] = []
-        """What stood anywhere before f ran, where it has put a tensor with a graph."""
+        """What stood anywhere before f ran, and still does, where it has put a tensor with a graph."""
         self.filled: list[tuple[Location, Any, Any]] = []
         """Location f put a tensor with a graph, and no tensor stood before: places, keys, and what stood there."""
         self.wrote = False
@@ -92,7 +92,7 @@ class Surroundings:
         if changes:
             self.own = {(id(place), key) for place, key, _, _ in changes}
             pairs = zip(self.reach.places, self.before, strict=True)
-            self.stood = [(place, key) for place, contents in pairs for key in contents]
+            self.stood = [(p, key) for p, contents in pairs for key in contents if (id(p), key) not in self.own]
             nodes = {x.grad_fn for c in changes for x in tensors_in(c[2]) if x.grad_fn is not None}
             read = within(outputs, nodes) if nodes else set()
             self.filled = []
@@ -229,7 +229,7 @@ def differences(places: Sequence[Location], before: Sequence[dict[Any, Any]]) ->
     """The places whose values are others than they were before."""
     changes = []
     for place, previous in zip(places, before, strict=True):
-        present = place.contents()
+        previous, present = place.alive(previous), place.contents()
         for key in dict.fromkeys((*previous, *present)):
             old, new = previous.get(key, MISSING), present.get(key, MISSING)
             if not _same(old, new):

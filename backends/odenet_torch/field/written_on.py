@@ -41,7 +41,8 @@ def sampled(tensor: Tensor) -> Any:
         address = tensor.data_ptr()
     except RuntimeError:  # within a transform, or without memory of its own
         return None if tensor.layout is torch.strided else _sampled_values(tensor)
-    if known is None or known[0] != address or known[1] != tensor.nbytes:
+    # another tensor that has the `id`, the address and the size of one that is gone may lie in less memory, by strides
+    if known is None or known[0] != address or known[1] != tensor.nbytes or not tensor.is_contiguous():
         views = windows(tensor)
         if views is None:
             return address if tensor.is_cuda else None

@@ -389,7 +389,7 @@ def require_finite(a: AnyLeaves, t: float) -> None:
 
 def require_known(n: int, outputs: Sequence[Tensor], known: Sequence[Tensor], since: int) -> None:
     """Raises GradientError if f reads a tensor from step n on that it did not read in its first evaluation."""
-    if unknown := outside(outputs, known, since):
+    if outside(outputs, known, since) and (unknown := outside(outputs, known, since, thoroughly=True)):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in unknown)
         raise GradientError(
             f"in step {n} the field reads tensors (of shape {shapes}) that need a gradient and were not read in step 0",
