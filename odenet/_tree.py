@@ -66,7 +66,11 @@ def require_finite_tree(name: str, tree: Any) -> None:
 def _require_no_cycle(name: str, tree: Any, node: Any, above: frozenset[int]) -> None:
     # not a function within the other: one that calls itself would hold the tree until it is collected
     if not isinstance(node, (dict, tuple, list)):
-        children = next((inner for inner in (of(node) for of in CHILDREN) if inner is not None), ())
+        children = ()
+        for of in CHILDREN:  # not by `next`, of which dynamo knows the first argument alone in torch 2.6
+            if (inner := of(node)) is not None:
+                children = inner
+                break
     else:
         children = node.values() if isinstance(node, dict) else node
     if not children:

@@ -12,7 +12,7 @@ from odenet._backend.conformance import Check, conformance
 from odenet._backend.entry import BackendEntry
 from odenet._backend.imported import Imported
 from odenet._backend.interface import Arrays, Backend, Evaluation, Gradients, Measurement
-from odenet._backend.registry import require
+from odenet._backend.registry import ENTRY_CHECKS, require
 from odenet._backend.sample import Part, Place, Sample, places, seconds
 from odenet._backend.trainer import OPTIMIZER, VELOCITY, WEIGHT, Trainer, TrainingStep, checked_state, learning
 from odenet._check import array_of_numbers, called, instance, real, several, takes, whole, within, yes_or_no
@@ -94,6 +94,7 @@ __all__ = [
     "DOUBTFUL",
     "DRIFT",
     "DRIFTED",
+    "ENTRY_CHECKS",
     "FAR",
     "FURTHER",
     "GROUPS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from odenet_diffrax import backend
 from odenet_diffrax._field import over_span
 from odenet_diffrax._solvers import coded, diffrax_solver, evaluations, gave_up, thrown
 from odenet_jax.field.field import Field, Weights
-from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.field.state import Layout, Leaves, array_of
 
 
 def solve_span(
@@ -143,18 +144,21 @@ def _event(event: Event, state_layout: Layout, leaves: Leaves, t0: Array) -> dif
     """Theirs, a function for each entry of the condition, whose root Newton's method finds on the dense output."""
 
     def entries(t: Any, y: Any) -> Array:
-        return jnp.ravel(event.entries(t, state_layout.call(y), jnp.asarray, numbers_on="diffrax"))
+        return jnp.ravel(event.entries(t, state_layout.call(y), array_of, numbers_on="diffrax"))
 
     def entry(i: int) -> Callable[..., Array]:
         return lambda t, y, args, **_: entries(t, y)[i].astype(state_layout.time)
 
     shape = jax.eval_shape(entries, t0, leaves).shape
     exact = event.tolerance or 64 * float(jnp.finfo(state_layout.time).eps)
-    return diffrax.Event(
-        [entry(i) for i in range(shape[0])],
-        optimistix.Newton(exact, exact),
-        {0: None, 1: True, -1: False}[event.direction],
-    )
+    one_way: dict[str, Any] = {"direction": event.direction > 0} if event.direction else {}
+    if one_way and all(of.name != "direction" for of in dataclasses.fields(diffrax.Event)):
+        raise UnsupportedError(
+            f"direction={event.direction} of an event, which diffrax {diffrax.__version__} does not tell",
+            "direction=0",
+            "take a later diffrax, backend='jax' or direction=0",
+        )
+    return diffrax.Event([entry(i) for i in range(shape[0])], optimistix.Newton(exact, exact), **one_way)
 
 
 def _dense(result: diffrax.Solution, state_layout: Layout) -> Callable[[Any], Any]:

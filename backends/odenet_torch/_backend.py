@@ -41,6 +41,7 @@ from odenet.kit import (
     tree_map,
 )
 from odenet_torch.conversion.convert import unconvert
+from odenet_torch.field.dynamo import untraced
 from odenet_torch.field.state import as_tensor
 from odenet_torch.gradients.solve import solve_problem
 from odenet_torch.nets.modules import OdeNet
@@ -62,6 +63,7 @@ class TorchBackend(Backend):
     def solve(self, problem: Problem) -> Solution:
         return solve_problem(problem)
 
+    @untraced
     def value_and_grad(self, loss: Callable[[Solution], Any], problem: Problem) -> tuple[Any, Gradients, Solution]:
         """Leaves that cannot have a gradient (integers) have None."""
         y0, y_leaves = _fresh(problem.y0)

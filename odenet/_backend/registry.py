@@ -18,6 +18,9 @@ from odenet._names import entry_points, load_entry_point, lookup
 from odenet._solvers.family import AnySolver
 
 GROUP = "odenet.backends"
+ENTRY_CHECKS: list[Callable[[], None]] = []
+"""Of backends that are loaded, called as `solve` and `value_and_grad` begin: one raises where no solve can be, as in a
+program that is traced as a whole."""
 
 
 _scanned: list[tuple[dict[str, BackendEntry], dict[str, OdenetError]]] = []

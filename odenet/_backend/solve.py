@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from odenet import _tree
 from odenet._backend.entry import BackendEntry
 from odenet._backend.interface import Backend, Gradients
-from odenet._backend.registry import backend, entry, entry_for, owner, require
+from odenet._backend.registry import ENTRY_CHECKS, backend, entry, entry_for, owner, require
 from odenet._backend.registry import backend as load
 from odenet._check import takes
 from odenet._errors import InputError, UnsupportedError
@@ -79,6 +79,8 @@ def solve(
         BackendUnavailableError: the backend's framework is not installed.
         SolveError: an adaptive solve could not go on; `PIDController(throw=False)` returns what there is.
     """
+    for check in ENTRY_CHECKS:
+        check()
     _require_own_times(backend, (y0, weights), {"t0": t0, "t1": t1, "ts": ts})
     ivp = problem(
         field,
@@ -135,6 +137,8 @@ def value_and_grad(
         OdenetError: as `solve` does.
         GradientError: a gradient could not be given truthfully.
     """
+    for check in ENTRY_CHECKS:
+        check()
     if not callable(loss):
         raise InputError(f"loss is a {type(loss).__name__}", "a callable loss(solution) that returns a real scalar")
     takes(loss, 1, "loss", "a loss that can be called as loss(solution)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 
 import numpy as np
@@ -55,19 +57,31 @@ def test_a_condition_that_cannot_be_used_is_refused_by_name(thorough):
         odenet.Event(lambda t, y: y, subintervals=0)
 
 
+def tells_directions(peer):
+    """torchdiffeq ends at each zero, and so does diffrax 0.7.0."""
+    return peer == "scipy" or (
+        peer == "diffrax" and "direction" in inspect.signature(pytest.importorskip(peer).Event).parameters
+    )
+
+
 @pytest.mark.parametrize("peer", ["scipy", "torchdiffeq", "diffrax"])
 def test_what_a_condition_returns_is_right_or_refused_on_every_peer(peer):
     """A cosine is below zero from pi / 2 on; a peer looks for the zeros of numbers, and may not take anything else."""
     pytest.importorskip(peer)
 
-    def end(condition, t1=2.0):
+    def end(condition, t1=2.0, direction=0):
         y0 = (np.array(1.0), np.array(0.0))
         choices = {"gradient": "backprop", "rtol": 1e-5, "atol": 1e-5, "backend": peer}
-        return odenet.solve(lambda t, y: (y[1], -y[0]), y0, t1=t1, event=odenet.Event(condition), **choices)
+        event = odenet.Event(condition, direction=direction)
+        return odenet.solve(lambda t, y: (y[1], -y[0]), y0, t1=t1, event=event, **choices)
 
     right = pytest.approx(math.pi / 2, abs=1e-3)
     with odenet.backend(peer).prepare("float64", "cpu"):
         assert float(end(lambda t, y: y[0]).event_t) == right
+        with contextlib.ExitStack() as refused:
+            if not tells_directions(peer):
+                refused.enter_context(pytest.raises(odenet.UnsupportedError, match="direction"))
+            assert float(end(lambda t, y: y[0], 5.0, direction=1).event_t) == pytest.approx(1.5 * math.pi, abs=1e-3)
         for t1 in (1.6, 2.0):  # torchdiffeq missed one near the end, and diffrax was late
             if peer == "scipy":
                 assert float(end(lambda t, y: y[0] < 0, t1).event_t) == right

@@ -243,6 +243,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"as_tensor", "meta_state", "require_times"},
         # JAX sorts the keys of dicts, and stacks layers
         {
+            "array_of",
             "as_array",
             "flattened",
             "promoted",

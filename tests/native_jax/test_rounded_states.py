@@ -28,7 +28,8 @@ def test_bytes_kept_are_those_of_the_codes_their_scales_and_two_states(shape, ro
     y0, w = jnp.ones(shape, jnp.float32), jnp.float32(1)
     kept = jax.eval_shape(lambda y0, w: jax.vjp(end, y0, w)[1], y0, w)
     nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
-    assert 0 <= nbytes - 20 * (y0.size * bits // 8 + rows * scale) - 2 * y0.nbytes <= 36  # some numbers
+    assert 0 <= nbytes - 20 * (y0.size * bits // 8 + rows * scale) - 2 * y0.nbytes <= 4 * (7 + len(shape))
+    # some numbers, and in JAX 0.5 the place in each axis
 
 
 def test_rows_of_a_vmap_are_solves_of_their_own():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from jax import lax
 
 import odenet
+from odenet_jax.field import switches
 from odenet_jax.field.switches import jumps
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -55,6 +57,23 @@ def test_a_comparison_jumps_where_the_values_do(dtype):
         program = jax.make_jaxpr(applied(choose))(0.0, y, w)
         found += [kind] if jumps(program.jaxpr, slice(1, 2), program.consts) else []
     assert found == [*JUMPING]
+
+
+@pytest.mark.parametrize("around", [contextlib.nullcontext, jax.disable_jit, lambda: jax.debug_nans(True)])
+def test_a_look_is_the_same_whatever_is_around_it(around):
+    looked = []
+
+    def traced(x):
+        for choose in (JUMPING["again and again"], KINKED["leaky"]):
+            y, w = jnp.ones((2, WIDTH), jnp.float32), jnp.ones((4, WIDTH, WIDTH), jnp.float32)
+            program = jax.make_jaxpr(applied(choose))(0.0, y, w)
+            looked.append(jumps(program.jaxpr, slice(1, 2), [None] * len(program.consts)))
+        return x
+
+    switches._KNOWN.clear()
+    with around():
+        jax.grad(jax.jit(traced))(1.0)
+    assert looked == [True, False]
 
 
 @pytest.mark.parametrize("seed", [0])

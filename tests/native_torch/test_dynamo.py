@@ -82,14 +82,30 @@ def test_a_program_with_a_solve_is_compiled_around_it(kind):
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
     # before the solve, and after it, where there is any: none of the solve, nor of its looks at the field
-    assert sum("linear" in str(graph.graph) for graph in graphs) == (0 if "closure" in kind else 2)
+    # a frame with a closure it leaves whole to Python, but for torch 2.6, which can go on behind it
+    around = sum("linear" in str(graph.graph) for graph in graphs)
+    assert around == 2 or ("closure" in kind and around == 0)
     assert len(graphs) <= 3
 
 
-@pytest.mark.parametrize("kind", ["odenet.solve", "odenet_torch.solve", "odeint", "odeint_adjoint", *NETWORKS])
+@pytest.mark.parametrize("kind", [*SOLVES, *NETWORKS])
 def test_one_graph_for_all_is_refused_in_words(kind):
     net, x = network(kind)
     net(x)  # odenet.solve finds its backend, which no program may look through
     with pytest.raises(Exception, match=r"fullgraph=True\) around a solve.*leave fullgraph out") as refused:
         torch.compile(net, backend="eager", fullgraph=True)(x)
     assert isinstance(refused.value, odenet.UnsupportedError) or torch.__version__ < "2.9"
+
+
+def test_a_value_and_its_gradients_are_taken_between_two_graphs():
+    inner, x = OfTime(block()), torch.randn(3, 4)
+
+    def value(x):
+        return odenet.value_and_grad(lambda solution: solution.y1.square().sum(), inner, 2 * x, steps=2)[0] + 1
+
+    expected = value(x)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(value, backend="eager")(x), expected)
+    torch._dynamo.reset()  # which would take what it has compiled of the same function
+    with pytest.raises(Exception, match=r"fullgraph=True\) around a solve.*leave fullgraph out"):
+        torch.compile(value, backend="eager", fullgraph=True)(x)

@@ -109,6 +109,9 @@ def test_a_step_back_of_the_continuous_adjoint_takes_few_operations_and_calls() 
     (few, operations, called), (many, more_operations, more_called) = found
     evaluations_more = many - few
     assert evaluations_more > 20
+    with Operations() as one:
+        y0.detach()
+    again = one.count - 1  # torch 2.6 dispatches each `detach` twice, of which there are two an evaluation
     # 44.3 and 74.9; before products were freed of casts and the graph was walked once, 45.1 and 88.2
-    assert (more_operations - operations) / evaluations_more < 45
+    assert (more_operations - operations) / evaluations_more < 45 + 2 * again
     assert (more_called - called) / evaluations_more < 80

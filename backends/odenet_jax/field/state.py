@@ -167,6 +167,17 @@ def as_array(name: str, leaf: Any) -> Array:
         raise DtypeError(f"{name} cannot become an array ({reason})", "numbers, NumPy arrays or JAX arrays") from error
 
 
+def array_of(value: Any) -> Array:
+    """An array of what a function of the user's returned, in which None is no number: JAX 0.5 would make NaN of it.
+
+    Raises:
+        TypeError: there is one.
+    """
+    if any(leaf is None for leaf in jax.tree.leaves(value, is_leaf=lambda leaf: leaf is None)):
+        raise TypeError("None is no number")
+    return jnp.asarray(value)
+
+
 def require_no_reference(name: str, values: Sequence[Any]) -> None:
     """Raises StateError for a mutable array among these: steps that run again would read what it holds by then."""
     # by names: the class stands in other places in other versions of JAX, and what it is traced as in no public one

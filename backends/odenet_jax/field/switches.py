@@ -7,6 +7,7 @@ is a matter of its arithmetic, and so the same for numbers by chance in the plac
 from __future__ import annotations
 
 import collections
+import functools
 import math
 import zlib
 from collections.abc import Sequence
@@ -121,9 +122,11 @@ def _look_at(program: Jaxpr, state: slice, levels: Sequence[float | None]) -> bo
                 _by_chance(var.aval, names) if level is None else jnp.full_like(_by_chance(var.aval, names), level)
                 for var, level in zip(program.constvars, levels, strict=True)
             ]
-            run = jax.jit(lambda arguments: _run(program, constants, arguments))
     except Exception:  # of devices, or of another package's types of numbers
         return False
+    # compiled by itself, with no constants folded: JAX 0.5 would fold those of a scan and fail, and the field would not
+    # be looked at
+    run = functools.cache(lambda: jax.jit(lambda read: _run(program, constants, read)).lower(arguments).compile())
     floating = [n for n in range(*state.indices(len(arguments))) if jnp.issubdtype(arguments[n].dtype, jnp.inexact)]
 
     def look(place: switches.Place) -> _Look | None:
@@ -133,8 +136,8 @@ def _look_at(program: Jaxpr, state: slice, levels: Sequence[float | None]) -> bo
             way = place.s * (size or 1.0) * _normal(moved[n], ways)
             moved[n] = np.asarray(moved[n]) + way.astype(moved[n].dtype)  # by NumPy: JAX would trace the sum
         try:
-            with jax.ensure_compile_time_eval():
-                out, sides = jax.device_get(run(moved))
+            with jax.disable_jit(False):  # under `True` nothing that is compiled runs
+                out, sides = jax.device_get(run()(moved))
         except Exception:  # an axis that has a name outside of the program alone, an error that it raises
             return None
         if not all(bool(np.isfinite(leaf).all()) for leaf in out):

@@ -136,11 +136,11 @@ def _solution(
     last = choose(failed, result.last, result.y1)
     if span.every:
         times = end[None] if ts is None else jnp.concatenate([ts, end[None]])
-        ys = tuple(leaf[None] for leaf in last)
+        ys = tuple(map(_row, last))
         if ts is not None:
             ys = tuple(jnp.concatenate(pair) for pair in zip(result.ys, ys, strict=True))
     elif ts is None:
-        times, ys = end[None], tuple(leaf[None] for leaf in result.y1)
+        times, ys = end[None], tuple(map(_row, result.y1))
     interpolant = None
     if span.dense:
         record = result.record
@@ -160,6 +160,12 @@ def _solution(
         )
     ys = state_layout.unflatten([state_layout.returned(leaf, i) for i, leaf in enumerate(ys)])
     return Solution(times, ys, stats, pace.outcome, None if event is None else event[0], interpolant)
+
+
+def _row(leaf: Array) -> Array:
+    """As the only row of an array. The derivative of `leaf[None]` is a sum, which JAX 0.5 cannot compile for 64 bits
+    after a context that allowed them (`enable_x64`) is over."""
+    return leaf.reshape(1, *leaf.shape)
 
 
 def raise_ended(result: Result, pace: Any, origin: Parts) -> None:

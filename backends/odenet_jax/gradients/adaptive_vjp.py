@@ -29,7 +29,7 @@ from odenet_jax.field.fingerprint import described
 from odenet_jax.field.programs import compiled, kept
 from odenet_jax.field.repeatable import repeatable
 from odenet_jax.field.settings import Settings
-from odenet_jax.field.state import Layout, Leaves
+from odenet_jax.field.state import Layout, Leaves, array_of
 from odenet_jax.field.varying import LOOPS_OF_DIVIDED_ROWS, alike, alone, together, undivided
 from odenet_jax.gradients.accepted_steps import BackwardPass, Cotangents
 from odenet_jax.gradients.adjoint_again import adjoint_again
@@ -653,7 +653,7 @@ def condition(function: Callable[..., Any]) -> Callable[[Any, Any], Array]:
     def checked(t: Any, y: Any) -> Array:
         value = called(function, (t, y), "an event's condition", allowed)
         try:
-            return jnp.asarray(value)
+            return array_of(value)
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"an event's condition returned {value!r}, a {type(value).__name__}", allowed) from error
 

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from odenet import UnsupportedError
+from odenet.kit import ENTRY_CHECKS
 
 Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
@@ -59,3 +60,12 @@ def require_breaks() -> None:
             "compile=True",
             "leave fullgraph out, or compile what stands before and after the solve, each on its own",
         )
+
+
+def _entered() -> None:
+    """Before dynamo traces how the core reads arguments, which it may fail at: torch 2.6 does in a WeakSet."""
+    if torch.compiler.is_dynamo_compiling():
+        require_breaks()
+
+
+ENTRY_CHECKS.append(_entered)
