@@ -26,8 +26,10 @@ _OPERATIONS = frozenset(
     "select_and_gather_add pmax pmin".split()
 )
 _UNITS = 8
-"""A state has at most so many times as many entries as a field has units with a kink. Fewer numbers, such as the variance
-of each row that a normalisation keeps above zero, or the largest number of each that a softmax subtracts, are no units.
+"""How many times as many entries as a field has units with a kink a state has at most.
+
+Fewer numbers, such as the variance of each row that a normalisation keeps above zero, or the largest number of each
+that a softmax subtracts, are no units.
 """
 
 
@@ -36,7 +38,7 @@ class Found(IntEnum):
 
     NOTHING = 0
     COMPARED = 1
-    """It compares its state, as `jnp.where(y > 0, y, 0.1 * y)` does: one function in pieces, whose slopes may differ."""
+    """It compares its state, as `jnp.where(y > 0, y, 0.1 * y)` does, whose pieces may have different slopes."""
     KINKS = 2
 
 
@@ -119,4 +121,4 @@ def _real(atom: Any) -> bool:
 
 
 def _says_yes_or_no(atom: Any) -> bool:
-    return getattr(atom.aval, "dtype", None) == bool
+    return jnp.issubdtype(getattr(atom.aval, "dtype", None) or float, jnp.bool_)
