@@ -33,7 +33,7 @@ that a softmax subtracts, are no units.
 """
 
 
-class Found(IntEnum):
+class _Found(IntEnum):
     """What a program was seen to have."""
 
     NOTHING = 0
@@ -55,10 +55,12 @@ def kinked(program: Jaxpr, state: slice, fixed: Sequence[Any] = ()) -> bool:
     inputs: list[Any] = program.invars[state]
     entries = max((_size(atom) for atom in inputs), default=0)
     found, _ = _look(program, depends, entries)
-    return found == Found.KINKS or (found == Found.COMPARED and switches.jumps(program, state, fixed, derivative=True))
+    return found == _Found.KINKS or (
+        found == _Found.COMPARED and switches.jumps(program, state, fixed, derivative=True)
+    )
 
 
-def _look(program: Any, depends: Sequence[bool], entries: int, *, backward: bool = False) -> tuple[Found, list[bool]]:
+def _look(program: Any, depends: Sequence[bool], entries: int, *, backward: bool = False) -> tuple[_Found, list[bool]]:
     """What a program has of the arguments that depend on the state, and which of its results do.
 
     Args:
@@ -68,26 +70,26 @@ def _look(program: Any, depends: Sequence[bool], entries: int, *, backward: bool
         backward: whether it is a derivative itself, so that what it compares is what jumps.
     """
     of = {atom for atom, yes in zip(program.invars, depends, strict=True) if yes}
-    most = Found.NOTHING
+    most = _Found.NOTHING
     for equation in program.eqns:
         read = [not isinstance(atom, Literal) and atom in of for atom in equation.invars]
         if not any(read) or equation.primitive.name == "stop_gradient":
             continue
         found, outputs = within(equation, functools.partial(_equation, backward=backward), equation, read, entries)
         most = max(most, found)
-        if most == Found.KINKS:
+        if most == _Found.KINKS:
             break
         of.update(atom for atom, yes in zip(equation.outvars, outputs, strict=True) if yes)
     return most, [not isinstance(atom, Literal) and atom in of for atom in program.outvars]
 
 
-def _equation(equation: Any, read: Sequence[bool], entries: int, *, backward: bool) -> tuple[Found, list[bool]]:
+def _equation(equation: Any, read: Sequence[bool], entries: int, *, backward: bool) -> tuple[_Found, list[bool]]:
     name, outputs = equation.primitive.name, [True] * len(equation.outvars)
     wide = any(_size(atom) * _UNITS > entries for atom in equation.outvars)
     if declares(equation):
         back = None if backward else pullback(equation)
         if back is None:
-            return Found.NOTHING, outputs
+            return _Found.NOTHING, outputs
         known = [*read, *[False] * (len(back.invars) - len(read))]
         return _look(back, known, entries, backward=True)[0], outputs
     inner = list(subprograms(equation.params))
@@ -96,13 +98,13 @@ def _equation(equation: Any, read: Sequence[bool], entries: int, *, backward: bo
         aligned = len(looks) == 1 and len(looks[0][1]) == len(outputs)
         return max(found for found, _ in looks), looks[0][1] if aligned and name != "scan" else outputs
     if not wide:
-        return Found.NOTHING, outputs
+        return _Found.NOTHING, outputs
     if name in _OPERATIONS and not backward and any(map(_real, equation.outvars)):
-        return Found.KINKS, outputs
+        return _Found.KINKS, outputs
     compares = any(_says_yes_or_no(atom) for atom in equation.outvars) and not switches.guards(equation, read)
     if backward:
-        return (Found.KINKS if compares or name == "sign" else Found.NOTHING), outputs
-    return (Found.COMPARED if compares else Found.NOTHING), outputs
+        return (_Found.KINKS if compares or name == "sign" else _Found.NOTHING), outputs
+    return (_Found.COMPARED if compares else _Found.NOTHING), outputs
 
 
 def _of(program: Jaxpr, read: Sequence[bool]) -> Sequence[bool]:
