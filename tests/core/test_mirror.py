@@ -121,6 +121,7 @@ ALONE = {
     # loop of an adaptive solve, its derivative (a linear map whose transpose is our own), its buffers, and the backward
     # loop of its continuous adjoint; closures as trees, and meshes of devices
     OTHER: {
+        "field/host_calls.py",  # what a trace alone cannot tell: Python code calls itself as it runs
         # conversion of models that are trees: layers of a list hand on to the last one, which computes all of them
         "conversion/arguments.py",
         "conversion/containers.py",
