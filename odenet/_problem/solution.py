@@ -150,9 +150,21 @@ class Solution(Generic[State]):
 
     @property
     def y1(self) -> State:
-        """The state at the last time kept; of several solves (`jax.vmap`), each one's along the first axis."""
+        """The state at the last time kept; of several solves (`jax.vmap`), each one's along the first axis.
+
+        Raises:
+            UnsupportedError: a solution of shapes alone, as `jax.eval_shape` returns it.
+        """
         solves = (slice(None),) * (len(getattr(self.ts, "shape", (0,))) - 1)
-        return _tree.map(lambda leaf: leaf[(*solves, -1)], self.ys)
+        try:
+            return _tree.map(lambda leaf: leaf[(*solves, -1)], self.ys)
+        except TypeError as error:
+            kinds = ", ".join(sorted({type(leaf).__name__ for leaf in _tree.leaves(self.ys)}))
+            raise UnsupportedError(
+                f"Solution.y1 of a solution whose leaves are no arrays ({kinds})",
+                "a solution of arrays",
+                "let the function itself return y1, as in jax.eval_shape(lambda y0: odenet.solve(...).y1, y0)",
+            ) from error
 
     @property
     def result(self) -> Result:

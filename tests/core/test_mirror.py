@@ -76,7 +76,6 @@ ALONE = {
         "gradients/stages.py",  # nodes of autograd
         "field/escapes.py",  # of nodes of autograd
         "field/late_writes.py",
-        "field/kinks.py",  # there no certificate counts them
         "field/dynamo.py",  # which traces Python code: what JAX compiles it is given
         "field/saved_tensors.py",
         "field/places.py",
@@ -122,6 +121,7 @@ ALONE = {
     # loop of an adaptive solve, its derivative (a linear map whose transpose is our own), its buffers, and the backward
     # loop of its continuous adjoint; closures as trees, and meshes of devices
     OTHER: {
+        "field/host_calls.py",  # what a trace alone cannot tell: Python code calls itself as it runs
         # conversion of models that are trees: layers of a list hand on to the last one, which computes all of them
         "conversion/arguments.py",
         "conversion/containers.py",
@@ -174,7 +174,9 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"Part"},
     ),
     "field/jumps.py": ({"Watch", "divides"}, {"subprograms"}),
-    "field/switches.py": ({"elsewhere", "seen_to_jump"}, set()),  # for the witnesses, which are here alone
+    # for the witnesses, which are here alone; kinks are found in a program there
+    "field/switches.py": ({"elsewhere", "seen_to_jump"}, {"guards"}),
+    "field/kinks.py": ({"perhaps", "within"}, set()),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"AcceptedField", "stops_of"}, {"AcceptedRun", "SolveTimes", "line"}),
     "steps/dense.py": (
@@ -209,7 +211,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),
     "gradients/certificate.py": (
         {"anywhere", "ErrorReport", "StepErrors", "compared_whole", "jumping", "norms", "joined", "together"},
-        {"on_top", "root", "tied", "worse"},
+        {"by_kinks", "on_top", "root", "share", "tied", "worse"},
     ),  # objects that change; compiled programs that need it
     "gradients/continuous_adjoint.py": ({"AdaptiveCostate", "Doubled", "Quadrature"}, set()),
     "gradients/discrete_adjoint.py": ({"LoneStep", "alone", "counted_together", "predicted"}, {"AdaptiveReversal"}),

@@ -180,3 +180,11 @@ def test_an_example_of_shapes_alone_is_refused():
     with pytest.raises(InputError, match="ShapeDtypeStruct") as refusal:
         convert(model, example=jax.ShapeDtypeStruct((2,), float))
     assert not isinstance(refusal.value, ConversionError)
+
+
+def test_the_last_state_of_a_solution_of_shapes_is_refused_in_words():
+    shapes = jax.eval_shape(lambda y0: odenet.solve(field, y0, WEIGHTS, steps=2), jnp.asarray(START))
+    assert shapes.ys.shape == (1, 2)
+    with pytest.raises(UnsupportedError, match="eval_shape"):
+        _ = shapes.y1
+    assert jax.eval_shape(lambda y0: odenet.solve(field, y0, WEIGHTS, steps=2).y1, jnp.asarray(START)).shape == (2,)

@@ -21,7 +21,9 @@ from jax.extend.core import Jaxpr
 from odenet import Depth
 from odenet.kit import Kind, blend, called, check_alike
 from odenet_jax.field import switches
+from odenet_jax.field.host_calls import calls_host
 from odenet_jax.field.jumps import jumps
+from odenet_jax.field.kinks import kinked
 from odenet_jax.field.linearity import linear
 from odenet_jax.field.module_writes import with_unwritten_modules
 from odenet_jax.field.repeatable import repeatable
@@ -120,6 +122,14 @@ class Field:
             return False
         state = slice(1, 1 + len(y))
         return jumps(self.program, state) or switches.jumps(self.program, state, self.fixed)
+
+    def kinked(self, y: Leaves) -> bool:
+        """Whether its derivative jumps with its state, whose leaves these are, where it does not (see `kinks`)."""
+        return self.program is not None and kinked(self.program, slice(1, 1 + len(y)), self.fixed)
+
+    def calls_host(self) -> bool:
+        """Whether it reads what the host returns, which may be another number when steps run again."""
+        return self.program is not None and calls_host(self.program)
 
     def together(self, y: Leaves) -> bool:
         """Whether the steps of a field that jumps count together: they share their weights, and it does not divide by

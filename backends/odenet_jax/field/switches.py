@@ -10,7 +10,7 @@ import collections
 import functools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,24 +45,25 @@ def _size(*leaves: np.ndarray) -> float:
     return max(*(float(np.linalg.norm(leaf)) / leaf.size**0.5 for leaf in leaves), float(np.finfo(np.float32).tiny))
 
 
-def jumps(program: Jaxpr, state: slice, fixed: Sequence[Any] = ()) -> bool:
+def jumps(program: Jaxpr, state: slice, fixed: Sequence[Any] = (), *, derivative: bool = False) -> bool:
     """Whether a program was seen to jump where it compares its state.
 
     Args:
         program: of the field.
         state: which of its arguments are the state.
         fixed: its constants, None for those that are being traced.
+        derivative: whether its derivative is looked at, in a direction by chance, and not its value.
     """
     if not _compares(program, [*map(program.invars[state].__contains__, program.invars)]):
         return False
     # other constants may be other numbers the next time, but a zero is meant
     with jax.ensure_compile_time_eval():
         levels = [_level(constant) for constant in fixed or [None] * len(program.constvars)]
-    key = (str(program), state.start, state.stop, tuple(levels))
+    key = (str(program), state.start, state.stop, tuple(levels), derivative)
     if key not in _KNOWN:
         if len(_KNOWN) >= _PROGRAMS:
             _KNOWN.popitem(last=False)
-        _KNOWN[key] = _look_at(program, state, levels)
+        _KNOWN[key] = _look_at(program, state, levels, derivative=derivative)
     return _KNOWN[key]
 
 
@@ -76,7 +77,7 @@ def _compares(program: Jaxpr, depends: Sequence[bool]) -> bool:
         of.update(equation.outvars)
         inner = _inner(equation)
         if inner is None:
-            found = not _guards(equation, read) and any(_says_yes_or_no(var.aval) for var in equation.outvars)
+            found = not guards(equation, read) and any(_says_yes_or_no(var.aval) for var in equation.outvars)
         else:
             found = _compares(inner.jaxpr, read)
         if found:
@@ -88,7 +89,7 @@ def _says_yes_or_no(array: Any) -> bool:
     return jnp.issubdtype(getattr(array, "dtype", None) or float, jnp.bool_)
 
 
-def _guards(equation: Any, depends: Sequence[bool]) -> bool:
+def guards(equation: Any, depends: Sequence[bool]) -> bool:
     """Whether it asks for numbers that are none, or for one number alone, as a division that may not be by zero does:
     no state comes to lie on its other side."""
     name, atoms = equation.primitive.name, equation.invars
@@ -113,7 +114,7 @@ def _level(constant: Any) -> float | None:
     return least if least == most else None
 
 
-def _look_at(program: Jaxpr, state: slice, levels: Sequence[float | None]) -> bool:
+def _look_at(program: Jaxpr, state: slice, levels: Sequence[float | None], *, derivative: bool) -> bool:
     names = np.random.default_rng(0)
     try:
         with jax.ensure_compile_time_eval():
@@ -122,12 +123,14 @@ def _look_at(program: Jaxpr, state: slice, levels: Sequence[float | None]) -> bo
                 _by_chance(var.aval, names) if level is None else jnp.full_like(_by_chance(var.aval, names), level)
                 for var, level in zip(program.constvars, levels, strict=True)
             ]
+            floating = [n for n in range(*state.indices(len(arguments))) if _floats(arguments[n])]
     except Exception:  # of devices, or of another package's types of numbers
         return False
+    value = functools.partial(_run, program, constants)
+    seen = functools.partial(_derivative, value, floating) if derivative else value
     # compiled by itself, with no constants folded: JAX 0.5 would fold those of a scan and fail, and the field would not
     # be looked at
-    run = functools.cache(lambda: jax.jit(lambda read: _run(program, constants, read)).lower(arguments).compile())
-    floating = [n for n in range(*state.indices(len(arguments))) if jnp.issubdtype(arguments[n].dtype, jnp.inexact)]
+    run = functools.cache(lambda: jax.jit(seen).lower(arguments).compile())
 
     def look(place: switches.Place) -> _Look | None:
         moved, ways = [*arguments], np.random.default_rng(1 + place.line)
@@ -177,6 +180,25 @@ def _by_chance(aval: Any, names: np.random.Generator) -> Any:
 def _normal(like: Any, names: np.random.Generator) -> np.ndarray:
     real = names.standard_normal(like.shape)
     return real + 1j * names.standard_normal(like.shape) if np.iscomplexobj(like) else real
+
+
+def _floats(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.inexact)
+
+
+def _derivative(value: Callable[..., Any], floating: Sequence[int], arguments: Sequence[Any]) -> Any:
+    """Of what `_run` returns, by the state; and what was compared."""
+
+    def of(state: Sequence[Any]) -> Any:
+        moved = [*arguments]
+        for n, leaf in zip(floating, state, strict=True):
+            moved[n] = leaf
+        out, sides = value(moved)
+        return [leaf for leaf in out if _floats(leaf)], sides
+
+    out, back, sides = jax.vjp(of, [arguments[n] for n in floating], has_aux=True)
+    ways = np.random.default_rng(0)
+    return back([jnp.asarray(_normal(leaf, ways), leaf.dtype) for leaf in out])[0], sides
 
 
 def _run(program: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> tuple[list[Any], list[Any]]:

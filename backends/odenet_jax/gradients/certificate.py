@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from odenet import Stats
-from odenet.kit import BUCKETS, DOUBTFUL, SMALL, WHOLE, Alarm, Certified, channel_axes, floor, signs
+from odenet.kit import BUCKETS, DOUBTFUL, KINKS, SMALL, WHOLE, Alarm, Certified, channel_axes, floor, signs
 from odenet_jax.field.state import Leaves, promoted
 from odenet_jax.gradients.runtime_errors import for_export
 
@@ -31,6 +31,25 @@ def relative(defect: Leaves, y: Leaves) -> Array:
         _worst(*reading) for d, leaf in zip(defect, y, strict=True) if leaf.size for reading in _readings(d, leaf)
     ]
     return functools.reduce(_larger, errors) if errors else jnp.zeros(())
+
+
+def share(defect: Leaves, y: Leaves) -> Array:
+    """|defect| / |y| of the worst leaf, all of its rows together, a scalar."""
+    pairs = [pair for pair in zip(defect, y, strict=True) if pair[1].size]
+    errors = [jnp.linalg.norm(d.ravel()) / _above_zero(jnp.linalg.norm(leaf.ravel())) for d, leaf in pairs]
+    return functools.reduce(_larger, errors) if errors else jnp.zeros(())
+
+
+def by_kinks(error: Array, share: Array) -> tuple[Array, Array]:
+    """A certificate where kinks count (see `odenet.kit.KINKS`), and whether it is that of kinks.
+
+    Args:
+        error: the largest of a row.
+        share: the largest of a step, see `share`.
+    """
+    of_kinks = KINKS * jnp.sqrt(share)
+    counts = (error <= DOUBTFUL) & (of_kinks > DOUBTFUL)
+    return jnp.where(counts, of_kinks, error), counts
 
 
 def sized(y: Leaves, later: Leaves) -> Leaves:
@@ -90,7 +109,11 @@ def _scale(sizes: Array, width: int) -> Array:
     """What an error of each row is held against: its size, or where that is nearly zero the floor."""
     # a mean of roots, which neither a few huge rows nor many rows of zeros carry away
     least = jnp.square(jnp.mean(jnp.sqrt(sizes))) * floor(width)
-    return jnp.maximum(sizes, jnp.maximum(least, jnp.finfo(sizes.dtype).tiny))
+    return jnp.maximum(sizes, _above_zero(least))
+
+
+def _above_zero(size: Array) -> Array:
+    return jnp.maximum(size, jnp.finfo(size.dtype).tiny)
 
 
 class Sketch:
@@ -155,6 +178,7 @@ def certify(
     worst: Worst,
     gradients: tuple[Any, ...],
     of: Certified = "states",
+    kinks: Array | None = None,
 ) -> tuple[Any, ...]:
     """What a backward pass found, which says it when it is there if the worst error is large.
 
@@ -167,13 +191,15 @@ def certify(
         worst: of the errors that the backward pass came to know of.
         gradients: the gradients of the state at t0, of weights, others if there are any, and the residual.
         of: what the errors are of.
+        kinks: whether the worst one is what kinks make of it, see `by_kinks`; None where there are none.
     """
     if alarm is None:
         return gradients
     g, sums, *others, residual = gradients
-    error, n, steps = (lax.stop_gradient(leaf) for leaf in (*worst, jnp.asarray(steps, jnp.int32)))
+    told = [*worst, jnp.asarray(steps, jnp.int32), *(() if kinks is None else [kinks.astype(jnp.int32)])]
+    tell = functools.partial(_tell, alarm, stats.gradient, stats.solver, of)
     # by way of a number that gradients need: a call that gives nothing is taken for one that does nothing
-    zero = _certificate_p.bind(error, n, steps, tell=functools.partial(_tell, alarm, stats.gradient, stats.solver, of))
+    zero = _certificate_p.bind(*map(lax.stop_gradient, told), tell=tell)
     leaves, structure = jax.tree.flatten(sums)
     small = min(range(len(leaves)), key=lambda i: leaves[i].size, default=None)
     if small is not None:
@@ -186,21 +212,23 @@ def tied(zero: Array, tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)
 
 
-def _tell(alarm: Alarm, gradient: str, solver: str, of: Certified, error: Any, n: Any, steps: Any) -> None:
-    alarm.tell(float(error), gradient, solver, int(steps), int(n), of=of)
+def _tell(
+    alarm: Alarm, gradient: str, solver: str, of: Certified, error: Any, n: Any, steps: Any, kinks: Any = 0
+) -> None:
+    alarm.tell(float(error), gradient, solver, int(steps), int(n), of="kinks" if kinks else of)
 
 
 _certificate_p = Primitive("odenet_certificate")
 
 
 @_certificate_p.def_impl
-def _now(error: Array, n: Array, steps: Array, *, tell: Callable[..., None]) -> Array:
-    tell(error, n, steps)
+def _now(error: Array, *others: Array, tell: Callable[..., None]) -> Array:
+    tell(error, *others)
     return jnp.zeros_like(error)
 
 
 @_certificate_p.def_abstract_eval
-def _like(error: Any, n: Any, steps: Any, *, tell: Callable[..., None]) -> Any:
+def _like(error: Any, *others: Any, tell: Callable[..., None]) -> Any:
     return error
 
 

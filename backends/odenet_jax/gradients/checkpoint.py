@@ -17,12 +17,23 @@ import numpy as np
 from jax import Array, lax
 
 from odenet import Checkpoint, Problem, ReversibleSolver, Stats
-from odenet.kit import add, schedule
+from odenet.kit import Alarm, add, alarm, schedule, subtract
 from odenet_jax.field.field import Slot, Weights
+from odenet_jax.field.jumps import against
 from odenet_jax.field.replay import BlockContext
 from odenet_jax.field.state import Leaves
 from odenet_jax.gradients.accepted_steps import ROWS, BackwardPass, RecomputedStates
-from odenet_jax.gradients.adjoint import Adjoint, OutputCotangents, SavedStates, Sums, collect, descend, vjp
+from odenet_jax.gradients.adjoint import (
+    Adjoint,
+    OutputCotangents,
+    SavedStates,
+    Sums,
+    collect,
+    descend,
+    none_unread,
+    vjp,
+)
+from odenet_jax.gradients.certificate import certify, relative
 from odenet_jax.steps.fixed import Run, Solve, loop, read, write
 
 
@@ -31,8 +42,8 @@ class Recomputation(Adjoint):
 
     from_end = False
 
-    def __init__(self, method: Checkpoint, stats: Stats) -> None:
-        super().__init__(stats)
+    def __init__(self, method: Checkpoint, stats: Stats, alarm: Alarm | None) -> None:
+        super().__init__(stats, alarm)
         self.method = method
 
     def keeps(self, run: Run) -> Sequence[int]:
@@ -47,6 +58,7 @@ class Recomputation(Adjoint):
 
     def discover(self, run: Run, y0: Leaves) -> None:
         self.method = resolved(self.method, run, y0)
+        self.from_end = self.from_end or run.field.calls_host()
 
     def back(
         self, run: Run, saved: SavedStates, gradients: OutputCotangents, sums: Sums
@@ -65,7 +77,28 @@ class Recomputation(Adjoint):
 
                 carry = descend(step, total + count, count, carry)
         g, sums = carry
-        return g, sums, jnp.zeros((), run.layout.time), None
+        if saved.end is None:
+            return g, sums, jnp.zeros((), run.layout.time), None
+        start, (end,) = tuple(leaf[-1] for leaf in saved.states), saved.end
+        missed = self.missed(run, self.keeps(run)[-1], start, end)
+        return g, sums, missed, missed
+
+    @staticmethod
+    def missed(run: Run, first: int, start: Leaves, end: Leaves) -> Array:
+        """By how much of what they added the steps from the last kept state on miss y(t1) when they run again.
+
+        Asked of a field that calls the host: nothing else can make it another one.
+        """
+        y = lax.fori_loop(first, run.grid.steps, lambda n, y: add(y, run.at(n).increment(n, y)), start)
+        error = relative(subtract(y, end), against(subtract(end, start), end)).astype(run.layout.time)
+        return none_unread(run, error)
+
+    def settled(self, gradients: Any, trouble: Any) -> Any:
+        """What the backward pass found; that a field was another one when its steps ran again is said."""
+        if trouble is None:
+            return gradients
+        steps = self.stats.steps
+        return certify(self.stats, self.alarm, steps, (trouble, jnp.int32(steps - 1)), gradients, "run again")
 
     def turn(self, run: Run, states: Leaves, gradients: OutputCotangents, carry: Any) -> Any:
         """All turns of the optimal schedule, the kept states in a buffer with one row more than states may be kept."""
@@ -202,7 +235,7 @@ def fixed(problem: Problem, stats: Stats) -> Solve:
             return loop(run.hoisted(y0), y0, _by_length(method.parts(run.grid.steps)))
 
         return solve
-    return Recomputation(method, stats).solve
+    return Recomputation(method, stats, alarm(problem.field)).solve
 
 
 def adaptive(problem: Problem, stats: Stats) -> BackwardPass:

@@ -33,7 +33,7 @@ from odenet_jax.gradients.adjoint import (
     vjp,
     zeros,
 )
-from odenet_jax.gradients.certificate import Sketch, certify, relative, sized, tied, worse
+from odenet_jax.gradients.certificate import Sketch, by_kinks, certify, relative, share, sized, tied, worse
 from odenet_jax.gradients.runtime_errors import checked
 from odenet_jax.steps.accepted import AcceptedRun
 from odenet_jax.steps.fixed import Run, Solve, kept_rows, read
@@ -95,13 +95,14 @@ class Reversal(Adjoint):
         steps, method, (end,) = run.grid.steps, self.method, saved.end
         y = end
         jumping = run.field.jumps(y)
+        kinked = not jumping and run.field.kinked(y)
         path = Path.begun(y) if jumping and run.field.together(y) else None
         buffers = [(saved.states, kept_rows(self.keeps(run), steps))] if saved.states else []
         if gradients.rows is not None and saved.ys is not None:
             buffers.append((saved.ys, gradients.rows))
 
         def step(n: Any, carry: Any, *, early: bool) -> Any:
-            y, g, sums, worst, increments, trouble, share, path = carry
+            y, g, sums, worst, increments, trouble, last, path, off = carry
             here = run.at(n)
             predict = functools.partial(self.predict, here, n, y, increments, trouble, early=early)
             known, exact = jnp.array(False), y
@@ -119,31 +120,35 @@ class Reversal(Adjoint):
                 worst = worse(worst, relative(subtract(before, z), against(d, of) if jumping else of), n)
             else:
                 path = path.then(subtract(before, z), against(d, of))
+            if kinked:
+                off = jnp.maximum(off, share(subtract(before, z), of).astype(off.dtype))
             after = before if method.correct else z
             y = tuple(jnp.where(known, *pair) for pair in zip(z, after, strict=True)) if buffers else after
-            share = relative(y, against(d, y)).astype(share.dtype) if jumping else share
+            last = relative(y, against(d, y)).astype(last.dtype) if jumping else last
             g = gradients.join(n, add(g, part))
             increments = (d, *increments[:-1]) if increments else ()
-            return y, g, collect(here, n, sums, by_reads), worst, increments, trouble, share, path
+            return y, g, collect(here, n, sums, by_reads), worst, increments, trouble, last, path, off
 
         zero = jnp.zeros((), run.layout.time)
         increments = (zeros(y),) * method.order if method.extrapolates else ()
         trouble = (jnp.int32(-1), zero, zero)
-        carry = (y, gradients.end(), sums, (zero, jnp.int32(-1)), increments, trouble, jnp.ones_like(zero), path)
+        carry = (y, gradients.end(), sums, (zero, jnp.int32(-1)), increments, trouble, jnp.ones_like(zero), path, zero)
         early = min(method.order, steps) if method.extrapolates else steps
         carry = descend(functools.partial(step, early=True), steps, early, carry)
         if early < steps:
             carry = descend(functools.partial(step, early=False), steps - early, steps - early, carry)
-        y, g, sums, worst, _, trouble, share, path = carry
+        y, g, sums, worst, _, trouble, last, path, off = carry
         assert saved.sketch is not None
-        drift = saved.sketch.error(y, end).astype(share.dtype)
+        drift = saved.sketch.error(y, end).astype(last.dtype)
         if path is None:
-            residual, n = worse(worst, drift * share, -1)
+            residual, n = worse(worst, drift * last, -1)
         else:  # the states between have drifted as well
             residual, n = worse(worst, path.more(tuple(DRIFTED * drift * leaf for leaf in y)).error(), WHOLE)
         # gradients that are all zero are right, whatever was rebuilt for them
         trouble = (none_unread(run, trouble[0] + 1) - 1, *trouble[1:])
-        return g, sums, residual, (trouble, steps, (none_unread(run, residual), n))
+        certificate, counts = by_kinks(residual, off) if kinked else (residual, None)
+        worst = none_unread(run, certificate), n
+        return g, sums, certificate, (trouble, steps, worst, none_unread(run, residual), counts)
 
     def predict(
         self, run: Run, n: Any, y: Leaves, increments: tuple[Leaves, ...], trouble: Trouble, *, early: bool
@@ -194,8 +199,9 @@ class Reversal(Adjoint):
             GradientError: they were not; a compiled program raises a RuntimeError of this message when it runs, with
                 the power of ten of what was reached.
         """
-        trouble, steps, worst = trouble
-        return certify(self.stats, self.alarm, steps, worst, self._undone(gradients, trouble, worst[0]))
+        trouble, steps, worst, residual, kinks = trouble
+        gradients = self._undone(gradients, trouble, residual)
+        return certify(self.stats, self.alarm, steps, worst, gradients, kinks=kinks)
 
     def _undone(self, gradients: Any, trouble: Trouble, certificate: Array) -> Any:
         method = self.method
@@ -296,7 +302,7 @@ class AdaptiveReversal(BackwardPass):
             worst = worse(worst, relative(subtract(y, y0), scale), -1)
         else:
             worst = worse(worst, path.more(subtract(y, y0)).error(), WHOLE)
-        return stretch.finish(g, output), sums, worst[0], (trouble, result.pace.accepted, worst)
+        return stretch.finish(g, output), sums, worst[0], (trouble, result.pace.accepted, worst, worst[0], None)
 
     def settled(self, gradients: Any, trouble: Any) -> Any:
         """The gradients, if every step was undone to the tolerance."""

@@ -30,7 +30,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from odenet import Checkpoint, Problem, Stats
-from odenet.kit import Alarm, add, alarm
+from odenet.kit import add, alarm
 from odenet_jax.field.state import HALF, Leaves
 from odenet_jax.field.varying import alike
 from odenet_jax.gradients import checkpoint
@@ -95,10 +95,6 @@ class RoundedStates(checkpoint.Recomputation):
 
     from_end = True
 
-    def __init__(self, method: Checkpoint, stats: Stats, alarm: Alarm | None) -> None:
-        super().__init__(method, stats)
-        self.alarm = alarm
-
     def keeps(self, run: Run) -> Sequence[int]:
         return (0,)
 
@@ -142,7 +138,9 @@ class RoundedStates(checkpoint.Recomputation):
             # between two states that are a part e apart lies a part e of all jumps; on which side of these a state is,
             # is a matter of chance, whose error is the root of their part: more than a change that may have met none
             certificate = jnp.maximum(jnp.sqrt(certificate), change.relative(sums))
-        return g, sums, certificate, none_unread(run, certificate)
+        last = tuple(map(_like, (z for z, _, _ in links), y0))
+        missed = self.missed(run, 0, y0, last) if run.field.calls_host() else None
+        return g, sums, certificate, (none_unread(run, certificate), missed)
 
     def settled(self, gradients: tuple[Leaves, Sums, Array], trouble: Any) -> tuple[Leaves, Sums, Array]:
         """What the backward pass found, if the certificate is within the tolerance.
@@ -150,7 +148,8 @@ class RoundedStates(checkpoint.Recomputation):
         Raises:
             GradientError: it is not; a compiled program raises a RuntimeError of this message when it runs.
         """
-        tolerance, certificate = self.method.tolerance, trouble
+        tolerance, (certificate, missed) = self.method.tolerance, trouble
+        gradients = super().settled(gradients, missed)
         if tolerance is None:
             worst = (certificate, jnp.int32(-1))
             return certify(self.stats, self.alarm, self.stats.steps, worst, gradients, "rounded states")

@@ -79,7 +79,9 @@ def solve(
             reconstruction residual (`Stats.certificate`), also under `jax.grad`: with gradient="discrete-adjoint" the
             defect of the predicted states, with "reversible" that of the state at t0, with "checkpoint:bits=8" the
             error of the rounded states, with "continuous-adjoint" in equal steps the error of the gradient of
-            two steps, and in others what a drifting state makes of the gradient. Zero for the others.
+            two steps, and in others what a drifting state makes of the gradient. With "checkpoint" in equal steps, of a
+            field that reads what the host returns (`io_callback`), how far that is off when steps run again. Zero for
+            the others.
             Derivatives add up: under `jax.vmap` give each row a probe of its own.
     """
     return solve_problem(
