@@ -76,6 +76,7 @@ ALONE = {
         "gradients/stages.py",  # nodes of autograd
         "field/escapes.py",  # of nodes of autograd
         "field/late_writes.py",
+        "field/not_dense.py",  # JAX has no arrays but dense ones
         "field/kinks.py",  # there no certificate counts them
         "field/dynamo.py",  # which traces Python code: what JAX compiles it is given
         "field/saved_tensors.py",

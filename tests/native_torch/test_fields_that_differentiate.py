@@ -51,6 +51,13 @@ class Energy(nn.Module):
             slope = torch.func.vmap(torch.func.jacfwd(energy))(y)
         elif self.way == "functional":
             slope = torch.autograd.functional.vjp(energy, y, create_graph=torch.is_grad_enabled())[1]
+        elif self.way == "forward":  # which torch turns off in the forward of an autograd.Function
+            parts = []
+            for i in range(2):
+                with torch.autograd.forward_ad.dual_level():
+                    dual = torch.autograd.forward_ad.make_dual(y, torch.eye(2, dtype=y.dtype)[i].expand_as(y))
+                    parts.append(torch.autograd.forward_ad.unpack_dual(self.net(dual)).tangent)
+            slope = torch.cat(parts, -1)
         elif self.way == "enabled":
             with torch.enable_grad():
                 y = y if y.requires_grad else y.detach().requires_grad_()
@@ -62,7 +69,7 @@ class Energy(nn.Module):
 
 
 MORE = ("grad", "vjp", "functional_call", "jacfwd", "functional", "enabled")
-WAYS = ("vmap", "plain", *(pytest.param(way, marks=pytest.mark.slow) for way in MORE))
+WAYS = ("vmap", "plain", "forward", *(pytest.param(way, marks=pytest.mark.slow) for way in MORE))
 
 
 def of(field: nn.Module, solved: Callable[[Tensor], Tensor], wanted: bool = True) -> Tensor:
@@ -90,7 +97,7 @@ def test_each_gradient_is_backprops(way: str) -> None:
             assert not one.requires_grad
 
 
-@pytest.mark.parametrize("way", ["vmap", "plain"])
+@pytest.mark.parametrize("way", ["vmap", "plain", "forward"])
 @pytest.mark.parametrize("wanted", [True, False])
 def test_closures_modules_and_the_drop_in(way: str, wanted: bool) -> None:
     right = of(reference := Energy("enabled"), lambda y: odenet.solve(reference, y, t1=1.0, **FIXED).y1)

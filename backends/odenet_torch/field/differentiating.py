@@ -159,6 +159,13 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def forward_mode_again() -> None:
+    """Called first in the forward of a `torch.autograd.Function` that evaluates fields: torch turns differentiating
+    forwards off there, so that a field that does (`torch.autograd.forward_ad`) would be handed None for its tangents,
+    and puts it back at the end of that forward, whatever was done to it."""
+    torch._C._set_fwd_grad_enabled(True)
+
+
 def several_at_once(gradients: Iterable[Tensor | None]) -> bool:
     """Whether these are batches of gradients (is_grads_batched=True, vectorize=True), whose values none can read."""
     return any(g is not None and torch._C._dispatch_keys(g).has(_BATCHED) for g in gradients)

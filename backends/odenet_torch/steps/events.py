@@ -19,6 +19,7 @@ from odenet import Event, InputError, StateError
 from odenet.kit import Tableau, called, flag, interpolant
 from odenet_torch.field.differentiating import listed, transformed
 from odenet_torch.field.memory import versions
+from odenet_torch.field.not_dense import not_dense
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.batched_condition import BatchedCondition, arithmetic
 from odenet_torch.steps.dense import between
@@ -302,7 +303,7 @@ class Watch:
         layout = self.layout
         looks = condition_at(self.event, layout, moments(times, layout.time, layout.device).unbind(0), states, apart)
         if self.shape is None:
-            if looks[0].is_meta or looks[0].is_nested or looks[0].layout is not torch.strided:
+            if looks[0].is_meta or not_dense(looks[0]):
                 raise InputError("an event's condition returned a tensor whose values cannot be read", _ALLOWED)
             self.shape = looks[0].shape
         shape, on_host = self.shape, not transformed()
