@@ -26,7 +26,8 @@ from odenet_torch.field.differentiating import listed, no_values, reading_values
 from odenet_torch.field.half_precision import Reads
 from odenet_torch.field.not_dense import not_dense, require_dense
 from odenet_torch.field.state import NUMBERS, Layout, Leaves, layout
-from odenet_torch.steps.events import signed
+from odenet_torch.field.written_on import version
+from odenet_torch.steps.events import signed, untouched, wrote_on
 from odenet_torch.steps.resolution import coarse, explained
 
 Norm = Callable[[Any], Any]
@@ -167,11 +168,21 @@ class OdeintProblem:
             NonFiniteError: one of them is NaN.
         """
         with torch.no_grad():
-            values = signed(self.event(t, y))
+            before, values = version(y), signed(self.event(t, y))
+            if version(y) != before:
+                raise wrote_on("event_fn")
             signs = torch.where(values != values, torch.nan, values.sign()).tolist()
         if any(sign != sign for sign in signs):
             raise NonFiniteError(f"event_fn is {values.tolist()} at t={t:.8g}", "numbers, or booleans")
         return signs
+
+    def first_signs(self) -> list[float]:
+        """`signs` where the solve begins.
+
+        Raises:
+            StateError: the function writes on its state.
+        """
+        return untouched(lambda y: self.signs(self.times[0], y[0]), (self.y0,), "event_fn")
 
     def unpacked(self, y: Tensor) -> Any:
         """A state as it was given: the tensor, or the tuple; with the leading axes that y has."""
