@@ -175,7 +175,10 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
         {"Part"},
     ),
     "field/jumps.py": ({"Watch", "divides"}, {"subprograms"}),
-    "field/switches.py": ({"elsewhere", "seen_to_jump"}, set()),  # for the witnesses, which are here alone
+    "field/switches.py": (
+        {"either_side", "elsewhere", "seen_to_jump"},
+        set(),
+    ),  # for the witnesses, which are here alone
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"AcceptedField", "stops_of"}, {"AcceptedRun", "SolveTimes", "line"}),
     "steps/dense.py": (

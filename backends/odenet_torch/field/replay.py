@@ -636,7 +636,7 @@ class Replay:
                 linearity.UNEVEN.add(root, self.reached(root))
             if jump or back.jumps:
                 JUMPING.add(root, self.reached(root))
-            if kinks.within(watch):
+            if back.kinked or kinks.within(watch):
                 kinks.KINKED.add(root, self.reached(root))
             if watch.divides:
                 DIVIDING.add(root, self.reached(root))
