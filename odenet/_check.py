@@ -65,9 +65,14 @@ def several(name: str, value: Any, *single: type) -> list[Any]:
     """
     if isinstance(value, (str, bytes, *single)):
         return [value]
-    if not isinstance(value, Iterable):
-        raise InputError(f"{name}={shown(value)}, a {type(value).__name__}", f"one of the {name}, or a list of them")
-    return list(value)
+    try:
+        return list(value)
+    except TypeError as error:
+        if isinstance(value, Iterable) and getattr(value, "shape", None) != ():  # one that fails of itself
+            raise
+        raise InputError(
+            f"{name}={shown(value)}, a {type(value).__name__}", f"one of the {name}, or a list of them"
+        ) from error
 
 
 def takes(function: Callable[..., Any], count: int, what: str, allowed: str) -> None:
@@ -98,7 +103,7 @@ def called(function: Callable[..., Any], arguments: Sequence[Any], what: str, al
 def _bind(function: Callable[..., Any], count: int, what: str, allowed: str, *, through: bool) -> None:
     try:
         signature = inspect.signature(function, follow_wrapped=through)
-    except (TypeError, ValueError):  # callables of an extension module may have none
+    except Exception:  # callables of an extension module may have none, others raise where their attributes are read
         return
     try:
         signature.bind(*range(count))

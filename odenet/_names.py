@@ -38,7 +38,7 @@ def lookup(kind: str, name: object, table: Mapping[str, Thing], aliases: Mapping
     near = difflib.get_close_matches(plain[:_LONGEST], [*table, *aliases], n=3, cutoff=0.5)
     elsewhere = f"see `odenet list` for every {kind}" if kind in _LISTED else "take one of these"
     remedy = f"take {' or '.join(near)}, if that is what you meant" if near else elsewhere
-    raise UnknownNameError(f"there is no {kind} called {name!r}", ", ".join([*table, *aliases]), remedy)
+    raise UnknownNameError(f"there is no {kind} called {shown(name, 1000)}", ", ".join([*table, *aliases]), remedy)
 
 
 def choice(kind: str, name: object, names: Iterable[Word]) -> Word:

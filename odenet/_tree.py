@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from odenet._errors import StateError
+from odenet._errors import StateError, shown
 
 Rebuild = Callable[[Sequence[Any]], Any]
 Rule = Callable[[Any], "tuple[list[Any], Rebuild] | None"]
@@ -22,7 +22,7 @@ def _open(node: Any) -> tuple[list[Any], Rebuild] | None:
     if node is None:
         return [], lambda children: None
     if isinstance(node, dict):
-        keys = sorted(node, key=lambda key: (type(key).__name__, key))  # the order JAX uses, so that backends agree
+        keys = _sorted(node)
         return [node[key] for key in keys], lambda children: type(node)(zip(keys, children, strict=True))
     if isinstance(node, tuple) and hasattr(node, "_fields"):
         return list(node), lambda children: type(node)(*children)
@@ -33,6 +33,18 @@ def _open(node: Any) -> tuple[list[Any], Rebuild] | None:
         if opened is not None:
             return opened
     return None
+
+
+def _sorted(tree: dict[Any, Any]) -> list[Any]:
+    """Its keys in the order that JAX uses, so that backends agree."""
+    try:
+        return sorted(tree, key=lambda key: (type(key).__name__, key))
+    except TypeError as error:
+        raise StateError(
+            f"a dict with keys that have no order ({', '.join(shown(key, 40) for key in [*tree][:3])})",
+            "keys that can be sorted, as texts and numbers can",
+            "take texts for keys",
+        ) from error
 
 
 def flatten(tree: Any) -> tuple[list[Any], Rebuild]:
@@ -113,8 +125,9 @@ def same_shape(one: Any, other: Any) -> bool:
 def paths(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each leaf with a readable path such as `blocks[0].weight`, for messages and tables."""
     if isinstance(tree, dict):
-        for key in sorted(tree, key=lambda key: (type(key).__name__, key)):
-            yield from paths(tree[key], f"{prefix}.{key}" if prefix else str(key))
+        for key in _sorted(tree):
+            text = key if isinstance(key, str) else shown(key)
+            yield from paths(tree[key], f"{prefix}.{text}" if prefix else text)
         return
     opened = _open(tree)
     if opened is None:

@@ -254,7 +254,10 @@ def check_alike(layers: Sequence[Any]) -> None:
 
 
 def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape")
+    try:
+        return hasattr(leaf, "shape")
+    except RuntimeError as error:  # as of torch's nested tensors
+        raise DepthError(f"a weight is a {type(leaf).__name__} that has no shape ({error})", "arrays") from error
 
 
 def _is_scalar(value: Any) -> bool:

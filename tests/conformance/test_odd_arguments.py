@@ -11,6 +11,7 @@ import torch
 from torch.nn import UninitializedParameter
 
 import odenet
+import odenet_torch
 from odenet import DtypeError, GridError, InputError, SolveError
 from odenet_torch import odeint, odeint_event
 
@@ -147,3 +148,77 @@ def test_what_rows_of_their_own_steps_cannot_have_is_named(choice):
         odenet.solve(
             decay, torch.ones(2, 1), control=odenet.PIDController(rtol=1e-3, per_sample=True, **control), **more
         )
+
+
+NOT_DENSE = {
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(3, 3)]),
+    "MaskedTensor": lambda: torch.masked.masked_tensor(torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)),
+    "sparse": lambda: torch.ones(2, 3).to_sparse(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of")  # torch's, of prototypes
+@pytest.mark.parametrize("kind", NOT_DENSE)
+def test_tensors_that_are_no_array_of_numbers(kind):
+    y, t, odd = torch.ones(2, 3), torch.tensor([0.0, 1.0]), NOT_DENSE[kind]()
+    adaptive = {"t1": 1.0, "rtol": 1e-3, "atol": 1e-3}
+    calls = [
+        lambda: odenet.solve(decay, odd, t1=1.0, steps=2),
+        lambda: odenet.solve(lambda t, y: odd, y, t1=1.0, steps=2),
+        lambda: odenet.solve(lambda t, y: odd, y.clone().requires_grad_(), t1=1.0, steps=2, gradient="checkpoint"),
+        lambda: odenet.solve(decay, y, **adaptive | {"rtol": odd}),
+        lambda: odenet.solve(decay, y, event=lambda t, y: odd, **adaptive),
+        lambda: odeint(decay, odd, t),
+        lambda: odeint(decay, (odd,), t),
+        lambda: odeint(lambda t, y: odd, y, t),
+        lambda: odeint(lambda t, y: (odd,), (y,), t),
+        lambda: odeint(decay, y, t, atol=odd),
+    ]
+    for i, call in enumerate(calls):
+        with pytest.raises(odenet.OdenetError) as caught:
+            call()
+        assert kind in str(caught.value) or i in (0, 3, 4), i
+
+
+class Unwritable:
+    """An object that has an order, and no text."""
+
+    def __repr__(self):
+        raise ZeroDivisionError
+
+    def __lt__(self, other):
+        return id(self) < id(other)
+
+
+class UnwritableName(str):
+    """A name whose `repr` raises."""
+
+    __repr__ = Unwritable.__repr__
+    __slots__ = ()
+
+
+def test_no_message_raises_because_of_what_it_tells_of():
+    odd, key = Unwritable(), {Unwritable(): torch.ones(2, dtype=torch.int64)}
+    y = torch.ones(2, requires_grad=True)
+    blocks = [torch.nn.Linear(2, 2) for _ in range(2)]
+    calls = [
+        lambda: odenet.solve(decay, key, t1=1.0, steps=2),
+        lambda: odenet.solve(decay, y, key, t1=1.0, steps=2, solver=UnwritableName("none")),
+        lambda: odenet.solve(lambda t, y: {odd: y}, y, t1=1.0, steps=2),
+        lambda: odenet.solve(lambda t, y: {odd: y}, y, t1=1.0, steps=2, gradient="checkpoint"),
+        lambda: odeint(decay, y, torch.tensor([0.0, 1.0]), options={odd: 1}),
+        lambda: odenet_torch.convert(torch.nn.Sequential(*blocks), UnwritableName("none"), example=y),
+        lambda: odenet.solve(decay, {object(): y, "a": y, 3: y, 1j: y, 2j: y}, t1=1.0, steps=2),
+    ]
+    for call in calls:
+        with pytest.raises(odenet.OdenetError):
+            call()
+    table = dict(key)  # a field that keeps results by such keys
+
+    def keeps(t, y):
+        table[next(iter(table))] = out = -y
+        return out
+
+    sol = odenet.solve(keeps, y, t1=1.0, steps=2, gradient="discrete-adjoint")
+    with pytest.raises(odenet.OdenetError, match="cannot be written out"):
+        (sol.y1.sum() + next(iter(table.values())).sum()).backward()

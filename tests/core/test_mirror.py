@@ -76,6 +76,7 @@ ALONE = {
         "gradients/stages.py",  # nodes of autograd
         "field/escapes.py",  # of nodes of autograd
         "field/late_writes.py",
+        "field/not_dense.py",  # JAX has no arrays but dense ones
         "field/dynamo.py",  # which traces Python code: what JAX compiles it is given
         "field/saved_tensors.py",
         "field/places.py",
@@ -175,7 +176,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     ),
     "field/jumps.py": ({"Watch", "divides"}, {"subprograms"}),
     # for the witnesses, which are here alone; kinks are found in a program there
-    "field/switches.py": ({"elsewhere", "seen_to_jump"}, {"guards"}),
+    "field/switches.py": ({"either_side", "elsewhere", "seen_to_jump"}, {"guards"}),
     "field/kinks.py": ({"perhaps", "within"}, set()),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"AcceptedField", "stops_of"}, {"AcceptedRun", "SolveTimes", "line"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,13 @@ class Energy(nn.Module):
             slope = torch.func.vmap(torch.func.jacfwd(energy))(y)
         elif self.way == "functional":
             slope = torch.autograd.functional.vjp(energy, y, create_graph=torch.is_grad_enabled())[1]
+        elif self.way == "forward":  # which torch turns off in the forward of an autograd.Function
+            parts = []
+            for i in range(2):
+                with torch.autograd.forward_ad.dual_level():
+                    dual = torch.autograd.forward_ad.make_dual(y, torch.eye(2, dtype=y.dtype)[i].expand_as(y))
+                    parts.append(torch.autograd.forward_ad.unpack_dual(self.net(dual)).tangent)
+            slope = torch.cat(parts, -1)
         elif self.way == "enabled":
             with torch.enable_grad():
                 y = y if y.requires_grad else y.detach().requires_grad_()
@@ -62,7 +70,7 @@ class Energy(nn.Module):
 
 
 MORE = ("grad", "vjp", "functional_call", "jacfwd", "functional", "enabled")
-WAYS = ("vmap", "plain", *(pytest.param(way, marks=pytest.mark.slow) for way in MORE))
+WAYS = ("vmap", "plain", "forward", *(pytest.param(way, marks=pytest.mark.slow) for way in MORE))
 
 
 def of(field: nn.Module, solved: Callable[[Tensor], Tensor], wanted: bool = True) -> Tensor:
@@ -90,7 +98,7 @@ def test_each_gradient_is_backprops(way: str) -> None:
             assert not one.requires_grad
 
 
-@pytest.mark.parametrize("way", ["vmap", "plain"])
+@pytest.mark.parametrize("way", ["vmap", "plain", "forward"])
 @pytest.mark.parametrize("wanted", [True, False])
 def test_closures_modules_and_the_drop_in(way: str, wanted: bool) -> None:
     right = of(reference := Energy("enabled"), lambda y: odenet.solve(reference, y, t1=1.0, **FIXED).y1)
@@ -291,3 +299,49 @@ def test_a_leaf_that_is_kept_is_one_that_the_field_closes_over() -> None:
     y = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
     with pytest.raises(GradientError):
         solve(keeps, y, gradient="checkpoint:states=2", **FIXED).y1.sum().backward()
+
+
+class CallsBackward(Energy):
+    """Its energy is differentiated by `backward()`, which adds to the `.grad` of what there is."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__("")
+        self.how = how
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = y.detach().requires_grad_()
+            energy = self.net(x).sum()
+            if self.how == "inputs":
+                energy.backward(inputs=[x])
+            elif self.how == "function":
+                torch.autograd.backward(energy)
+            else:
+                energy.backward()
+        assert x.grad is not None
+        return self.net(y) - x.grad
+
+
+@pytest.mark.parametrize("how", ["method", "function", "inputs"])
+def test_a_field_that_adds_to_the_gradients_of_its_parameters(how: str) -> None:
+    if how == "function" and threading.active_count() > 1:
+        pytest.skip("another thread may have added")
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    solves: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+        method: lambda f, y, method=method: odenet.solve(f, y, t1=1.0, gradient=method, **FIXED).y1
+        for method in METHODS
+    } | {
+        "adaptive": lambda f, y: odenet.solve(f, y, t1=1.0, gradient="checkpoint", **ADAPTIVE).y1,
+        "odeint_adjoint": lambda f, y: odeint_adjoint(f, y, t, rtol=1e-5, atol=1e-6)[-1],
+    }
+    right = of(field := CallsBackward("inputs"), lambda y: odenet.solve(field, y, t1=1.0, **FIXED).y1)
+    for name, solved in solves.items():
+        if how == "inputs":
+            found = of(field := CallsBackward(how), lambda y: solved(field, y))  # noqa: B023
+            torch.testing.assert_close(found, right, rtol=0, atol=2e-4, msg=name)
+            continue
+        with pytest.raises(GradientError, match=r"calls backward\(\)"):
+            of(field := CallsBackward(how), lambda y: solved(field, y))  # noqa: B023
+    frozen = CallsBackward("method").requires_grad_(False)
+    y = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
+    odenet.solve(frozen, y, t1=1.0, gradient="checkpoint", **FIXED).y1.sum().backward()

@@ -140,6 +140,24 @@ def test_rows_that_read_each_other_are_refused(kind):
         assert int(field.norm.num_batches_tracked) == 4  # of the equal steps alone
 
 
+@pytest.mark.parametrize(
+    ("kind", "count"), [("mean", 2), ("neighbour", 2), ("last row", 3), ("softmax", 3), ("mean", 8), ("softmax", 8)]
+)
+def test_rows_that_read_each_other_on_the_way_alone(kind, count):
+    """In the middle of the span; for several rows, wherever the time of one of them is."""
+    torch.manual_seed(0)
+    middles = [0.5] if count < 8 else [0.5, 0.12, 0.35, 0.71, 0.97]
+    for middle in middles:
+
+        def f(t, y):
+            within = (t - middle).abs() < 0.1  # noqa: B023
+            return -y + torch.where(within, MIXING[kind](y) - y, torch.sin(t) * y)
+
+        for y0 in (torch.randn(count, 3), torch.ones(count, 3)):
+            with pytest.raises(UnsupportedError, match="read each other"):
+                odenet.solve(f, y0, t1=1.0, rtol=1e-3, control=rows())
+
+
 @pytest.mark.parametrize("norm", [nn.LayerNorm(3), nn.BatchNorm1d(3).eval(), nn.Identity()])
 def test_rows_that_do_not_are_solved_and_the_random_state_is_left_alone(norm):
     torch.manual_seed(0)

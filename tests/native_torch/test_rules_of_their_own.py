@@ -12,6 +12,7 @@ from torch import nn
 import odenet
 from odenet_torch import ResidualStack, odeint, odeint_adjoint, solve
 from odenet_torch.field.jumps import jumps
+from odenet_torch.field.kinks import kinked
 from odenet_torch.field.linearity import uneven
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -60,7 +61,6 @@ LINEAR = {
     "relu": ruled(lambda h, g: g * (h > 0).to(h.dtype), torch.relu),
     "reversed": ruled(lambda h, g: -0.7 * g),
     "straight through": ruled(lambda h, g: g, torch.round),
-    "masked": ruled(lambda h, g: torch.where(h.abs() <= 1, g, 0.0), torch.sign),
     "stopped": ruled(lambda h, g: torch.zeros_like(g)),
     "none": ruled(lambda h, g: None),
     "solved": ruled(lambda h, g: torch.linalg.solve(torch.eye(3, dtype=h.dtype) + h.mT @ h, g.mT).mT),
@@ -87,6 +87,14 @@ UNEVEN = {
     "older hook": module(clipping, "register_backward_hook"),
     "in a loop": lambda h: clip(torch.sin(clip(h))),
     "recomputed": lambda h: torch.utils.checkpoint.checkpoint(clip, h, use_reentrant=False),
+}
+MASKED = {  # by the state, whatever the forward pass does
+    "sign": ruled(lambda h, g: torch.where(h.abs() <= 1, g, 0.0), torch.sign),
+    "window": ruled(lambda h, g: torch.where(h.abs() <= 0.5, g, 0.0)),
+    "window of tanh": ruled(lambda h, g: torch.where(h.abs() <= 0.5, g, 0.0), torch.tanh),
+    "of hardtanh": ruled(lambda h, g: torch.ops.aten.hardtanh_backward(g, h, -0.3, 0.3), torch.sin),
+    "branches": ruled(lambda h, g: torch.where(h > 0, g, -0.5 * g), torch.sin),
+    "filled": ruled(lambda h, g: g.masked_fill(h > 0.4, 0.0), torch.sin),
 }
 ROUNDED = {
     "rounded": ruled(lambda h, g: g * (0.5 + torch.round(2 * h) / 2), torch.nn.functional.silu),
@@ -124,6 +132,23 @@ def test_what_is_linear_and_what_is_not(dtype):
     linear = {name: function for name, function in LINEAR.items() if (name, dtype) != ("solved", torch.bfloat16)}
     assert [name for name, function in linear.items() if uneven(looked_at(function, dtype))] == []
     assert [name for name, function in UNEVEN.items() if not uneven(looked_at(function, dtype))] == []
+
+
+@pytest.mark.parametrize("dtype", quick([torch.float64, torch.float32], [torch.float64]))
+def test_a_backward_that_masks_by_the_state_has_kinks_and_is_compared_whole_where_it_is_no_derivative(dtype):
+    assert [name for name, rule in MASKED.items() if not kinked(looked_at(rule, dtype))] == []
+    assert [name for name, rule in MASKED.items() if not uneven(looked_at(rule, dtype))] == []
+    assert kinked(looked_at(LINEAR["relu"], dtype))  # which is one, as `test_what_is_linear_and_what_is_not` sees
+    smooth = ("tanh", "reversed", "scaled by a hook", "solved", "stopped")
+    assert [name for name in smooth if kinked(looked_at(LINEAR[name], dtype))] == []
+
+
+@pytest.mark.parametrize("name", ["window", "of hardtanh"])
+def test_the_continuous_adjoint_says_what_a_mask_changes(name):
+    exact, _, _ = gradient(MASKED[name], "backprop", rtol=1e-3, atol=1e-3)
+    found, certificate, said = gradient(MASKED[name], "continuous-adjoint", rtol=1e-3, atol=1e-3)
+    assert certificate == pytest.approx(error(found, exact), rel=0.05, abs=1e-3)
+    assert bool(said) == (certificate > 0.1)
 
 
 def test_a_backward_that_rounds_by_the_state_jumps():

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from odenet import GradientError, InputError
-from odenet_torch import NeuralODE, ResidualStack, convert, odeint_adjoint
+from odenet_torch import NeuralODE, ResidualStack, convert, odeint_adjoint, solve
 
 WIDTH = 4
 
@@ -211,3 +211,18 @@ def test_recording_that_a_field_leaves_switched_on_is_for_itself(use, monkeypatc
     got = gradients(make, contextlib.nullcontext)
     assert (got - wanted).norm() <= tolerance * wanted.norm()
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("method", ["checkpoint", "checkpoint:segments=2", "discrete-adjoint"])
+def test_the_default_device_can_be_put_back_after_a_backward_pass(method):
+    """Torch's checkpoint enters the mode of the device again, which was there already."""
+    block, y = nn.Linear(2, 2), torch.ones(1, 2, requires_grad=True)
+    for _ in range(2):
+        torch.set_default_device("meta")
+        try:
+            solved = solve(lambda t, y: block(y), y, t1=1.0, steps=2, gradient=method).y1
+            solved.sum().backward()
+        finally:
+            torch.set_default_device(None)
+        assert torch.zeros(()).device.type == "cpu"
+        assert not torch._C._len_torch_function_stack()

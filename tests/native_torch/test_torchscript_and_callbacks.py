@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+import odenet
 from odenet import ConversionError, StateError
-from odenet_torch import ResidualStack, convert, odeint, odeint_adjoint, solve
+from odenet_torch import ResidualStack, convert, odeint, odeint_adjoint, odeint_event, solve
 
 pytestmark = [
     pytest.mark.usefixtures("double"),
@@ -124,3 +125,36 @@ def test_a_function_that_is_shown_the_state_and_writes_on_it(name, write, entry)
         setattr(field, name, told)
     with pytest.raises(StateError, match=f"{name} wrote on the state"):
         entry(field, state() * 1.0, torch.tensor(TIMES), **choices)
+
+
+CONDITIONS = {
+    "solve": lambda f, y, event: odenet.solve(f, y, t1=1.0, rtol=1e-3, event=event),
+    "checkpoint": lambda f, y, event: odenet.solve(f, y, t1=1.0, rtol=1e-3, event=event, gradient="checkpoint"),
+    "odeint_event": lambda f, y, event: odeint_event(f, y, torch.tensor(0.0), event_fn=event),
+    "rk4": lambda f, y, event: odeint_event(
+        f, y, torch.tensor(0.0), event_fn=event, method="rk4", options={"step_size": 0.1}
+    ),
+}
+
+
+@pytest.mark.parametrize("entry", CONDITIONS)
+@pytest.mark.parametrize("write", [in_place, by_numpy])
+def test_a_condition_that_writes_leaves_the_callers_state_alone(write, entry):
+    y0, y = state().detach(), state().detach()
+    with pytest.raises(StateError, match="wrote on the state"):
+        CONDITIONS[entry](Field(), y, lambda t, y: (write(y), y.sum())[1])
+    assert torch.equal(y, y0)
+
+
+def test_a_condition_that_writes_nothing_on_a_state_with_nan():
+    y = torch.tensor([1.0, torch.nan])
+    seen = []
+    sol = odenet.solve(
+        lambda t, y: -torch.ones_like(y),
+        y,
+        t1=1.0,
+        event=lambda t, y: seen.append(t) or y[0] - 0.5,
+        control=odenet.PIDController(norm=lambda y: y[0].abs()),
+    )
+    assert seen
+    assert float(sol.ts[-1]) == pytest.approx(0.5, abs=1e-4)

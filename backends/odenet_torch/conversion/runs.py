@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import ConversionError, InputError
+from odenet.kit import shown
 from odenet_torch.conversion.branches import PLAIN
 from odenet_torch.conversion.calls import Call, calls, leaving_no_trace
 from odenet_torch.conversion.converted import FirstOfRun, RestOfRun
@@ -116,7 +117,7 @@ def submodule(model: nn.Module, where: str | None) -> nn.Module:
     except AttributeError:
         known = [name for name, module in model.named_modules() if isinstance(module, CONTAINERS) and name]
         raise ConversionError(
-            f"where={where!r}, which the model does not have",
+            f"where={shown(where)}, which the model does not have",
             f"names of submodules; its containers are {', '.join(known[:12]) or '(none)'}",
         ) from None
 

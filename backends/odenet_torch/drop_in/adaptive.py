@@ -48,7 +48,7 @@ def _solve(
         if flow.recording is not None:
             flow.recording.accepted = solver.tableau, forward_pass.grid.nodes
         return None, forward_pass.run.layout.returned(ys[0], 0)
-    if 0.0 in flow.signs(flow.times[0], flow.y0):
+    if 0.0 in flow.first_signs():
         return flow.t[0].detach(), torch.stack([flow.y0, flow.y0])
     forward_pass, leaves = forward(flow, solver, control, on, compile=compile)
     (last,) = run(flow, forward_pass, leaves)

@@ -31,6 +31,7 @@ from odenet_torch.drop_in.step_back import StepsBack, all_steps, by_steps, passe
 from odenet_torch.drop_in.way_back import KnownStates
 from odenet_torch.drop_in.words import speaking, stopped_back
 from odenet_torch.field import saved_tensors
+from odenet_torch.field.differentiating import forward_mode_again
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.raised import as_raised
 from odenet_torch.field.surroundings import no_trace
@@ -271,6 +272,7 @@ def weighed(slopes: Sequence[AnyLeaves], weights: Sequence[float], h: float) -> 
 class _OdeintAdjoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, way: AdjointProblem, t: Tensor, y0: Tensor, *params: Tensor) -> tuple[Tensor | None, Tensor]:
+        forward_mode_again()
         event_t, ys = way.forth()
         way.again.finish()
         kinds = dict.fromkeys((y0.device.type, "cpu"))

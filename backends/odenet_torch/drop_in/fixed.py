@@ -229,7 +229,7 @@ def _until_event(
     run = None if graph is None else graph.step
     if spacing.step_size is None:
         raise InputError("an event with a method of fixed steps and no step_size", "options={'step_size': h}")
-    before = flow.signs(flow.times[0], flow.y0)
+    before = flow.first_signs()
     if 0.0 in before:
         return flow.t[0].detach(), torch.stack([flow.y0, flow.y0])
     h = flow.direction * spacing.step_size

@@ -24,8 +24,10 @@ from odenet_torch.drop_in.recording import Recording
 from odenet_torch.field.arguments import require_arguments
 from odenet_torch.field.differentiating import listed, no_values, reading_values, record
 from odenet_torch.field.half_precision import Reads
+from odenet_torch.field.not_dense import not_dense, require_dense
 from odenet_torch.field.state import NUMBERS, Layout, Leaves, layout
-from odenet_torch.steps.events import signed
+from odenet_torch.field.written_on import version
+from odenet_torch.steps.events import signed, untouched, wrote_on
 from odenet_torch.steps.resolution import coarse, explained
 
 Norm = Callable[[Any], Any]
@@ -112,12 +114,18 @@ class OdeintProblem:
         except RuntimeError as error:
             value = record(error, self.func, t, state)
         self.require_slope(value, y)
-        return value if self.shapes is None else torch.cat([part.reshape(-1) for part in value])
+        if self.shapes is None:
+            return value
+        try:
+            return torch.cat([part.reshape(-1) for part in value])
+        except (RuntimeError, TypeError):
+            require_dense(value, "a slope that func returned")
+            raise
 
     def require_slope(self, value: Any, y: Tensor) -> None:
         """Raises StateError unless this is a slope for the state y."""
         if self.shapes is None:
-            if not isinstance(value, Tensor) or value.shape != y.shape:
+            if not isinstance(value, Tensor) or value.is_nested or value.shape != y.shape:
                 raise StateError(
                     f"func returned {described(value)} for a state that is {described(y)}",
                     "a slope of the state's own shape, as a tensor",
@@ -126,7 +134,8 @@ class OdeintProblem:
             return
         right = isinstance(value, (tuple, list)) and len(value) == len(self.shapes)
         if not right or any(
-            not isinstance(part, Tensor) or part.shape != shape for part, shape in zip(value, self.shapes, strict=True)
+            not isinstance(part, Tensor) or part.is_nested or part.shape != shape
+            for part, shape in zip(value, self.shapes, strict=True)
         ):
             raise StateError(
                 f"func returned {described(value)} for a state that is {described(self.unpacked(y))}",
@@ -159,11 +168,21 @@ class OdeintProblem:
             NonFiniteError: one of them is NaN.
         """
         with torch.no_grad():
-            values = signed(self.event(t, y))
+            before, values = version(y), signed(self.event(t, y))
+            if version(y) != before:
+                raise wrote_on("event_fn")
             signs = torch.where(values != values, torch.nan, values.sign()).tolist()
         if any(sign != sign for sign in signs):
             raise NonFiniteError(f"event_fn is {values.tolist()} at t={t:.8g}", "numbers, or booleans")
         return signs
+
+    def first_signs(self) -> list[float]:
+        """`signs` where the solve begins.
+
+        Raises:
+            StateError: the function writes on its state.
+        """
+        return untouched(lambda y: self.signs(self.times[0], y[0]), (self.y0,), "event_fn")
 
     def unpacked(self, y: Tensor) -> Any:
         """A state as it was given: the tensor, or the tuple; with the leading axes that y has."""
@@ -180,10 +199,15 @@ def parts(y: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
 
 def described(value: Any) -> str:
     """A state or a slope, for a message."""
+    if fault := not_dense(value):
+        return f"a tensor {fault}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
-        parts = [str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in value]
+        parts = [
+            not_dense(part) or str(tuple(part.shape)) if isinstance(part, Tensor) else type(part).__name__
+            for part in value
+        ]
         return f"a {type(value).__name__} of {', '.join(parts) or 'nothing'}"
     return f"a {type(value).__name__}"
 
@@ -192,11 +216,7 @@ def _without_values(tensor: Tensor) -> str | None:
     """Where the values of a tensor are that is not dense, or has none; None for one that is and has."""
     if is_lazy(tensor):
         return "that has no shape yet, a parameter of a lazy module"
-    if tensor.is_nested:
-        return "nested, of several shapes"
-    if tensor.is_meta:
-        return "on the meta device, without values"
-    return None if tensor.layout is torch.strided else f"in the layout {tensor.layout}"
+    return "on the meta device, without values" if tensor.is_meta else not_dense(tensor)
 
 
 def flow(
@@ -271,6 +291,8 @@ def tolerance(name: str, value: Any, flow: OdeintProblem) -> float | Tensor:
         raise InputError(f"{name} needs a gradient", "a tolerance that needs none", f"{name}.detach()")
     if isinstance(value, (str, bytes, Mapping)):
         raise InputError(f"{name}={shown(value)}", _TOLERANCE)
+    if fault := not_dense(value):
+        raise InputError(f"{name} is a tensor {fault}", _TOLERANCE)
     if flow.shapes is not None and getattr(value, "ndim", 1):
         bounds = list(value)
         if len(bounds) != len(flow.shapes):
@@ -294,6 +316,8 @@ def _number(name: str, value: Any) -> float:
 
 def _entries(name: str, value: Any, shape: Sequence[int]) -> Tensor:
     """A tolerance that broadcasts to a shape."""
+    if fault := not_dense(value):
+        raise InputError(f"{name} is a tensor {fault}", _TOLERANCE)
     try:
         bounds = torch.as_tensor(value).detach()
         torch.broadcast_to(bounds, tuple(shape))

@@ -200,14 +200,14 @@ def _look(method: str, options: Options, known: set[str]) -> None:
         raise InputError(f"norm={shown(norm)} of the options of {method}", "a function of a state to a number")
     unused = {name: value for name, value in options.items() if name not in known}
     if strange := [name for name in unused if name not in _ADAPTIVE | _FIXED | _ELSEWHERE]:
-        near = difflib.get_close_matches(str(strange[0]), sorted(known), n=2, cutoff=0.5)
+        near = difflib.get_close_matches(shown(strange[0]).strip("'"), sorted(known), n=2, cutoff=0.5)
         raise UnknownNameError(
             f"{method} has no option {shown(strange[0])}",
             ", ".join(sorted(known)),
             f"take {' or '.join(near)}, if that is what you meant" if near else "leave it out",
         )
     if unused:
-        warnings.warn(f"{method}: Unexpected arguments {unused}", stacklevel=6)
+        warnings.warn(f"{method}: Unexpected arguments {shown(unused)}", stacklevel=6)
 
 
 def mapped(name: str, options: Any) -> dict[str, Any]:

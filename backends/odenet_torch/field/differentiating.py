@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -11,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
 from odenet import GradientError, UnsupportedError
 from odenet.kit import tree_leaves, tree_map
 from odenet_torch.field import random_state
 from odenet_torch.field.raised import stopped
+from odenet_torch.field.written_on import version
 
 Hooks = Callable[[], AbstractContextManager[Any]]
 """Makes hooks on saved tensors, which are active inside of it."""
@@ -157,6 +160,45 @@ def listed(values: Tensor) -> Any:
 def transformed() -> bool:
     """Whether a transform of torch.func, or forward differentiation, is active: its tensors have no memory to name."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def forward_mode_again() -> None:
+    """Called first in the forward of a `torch.autograd.Function` that evaluates fields: torch turns differentiating
+    forwards off there, so that a field that does (`torch.autograd.forward_ad`) would be handed None for its tangents,
+    and puts it back at the end of that forward, whatever was done to it."""
+    torch._C._set_fwd_grad_enabled(True)
+
+
+class Gradients:
+    """The `.grad` of parameters now, to which a field that calls `backward()` adds whenever it runs."""
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = list({id(x): x for x in parameters}.values())
+        self.before = self._now()
+
+    def _now(self) -> list[tuple[int, int] | None]:
+        return [None if (g := x.grad) is None else (id(g), version(g)) for x in self.parameters]
+
+    def changed(self) -> bool:
+        """Whether one of them is another one now: another thread may have added to it, too."""
+        return self._now() != self.before
+
+    def added_to(self, evaluate: Callable[[], Any]) -> bool:
+        """Whether the field adds to them, where it is evaluated once more."""
+        with _CallsOfBackward() as calls:
+            evaluate()
+        return calls.whole or threading.active_count() == 1
+
+
+class _CallsOfBackward(TorchFunctionMode):
+    """Notes calls of `tensor.backward()` in this thread that add to the `.grad` of whatever there is."""
+
+    whole = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        self.whole |= func is Tensor.backward and named.get("inputs") is None
+        return func(*args, **named)
 
 
 def several_at_once(gradients: Iterable[Tensor | None]) -> bool:

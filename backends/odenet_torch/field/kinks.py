@@ -7,6 +7,7 @@ each of these has another derivative altogether: the gradient is off by about th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from odenet_torch.field.jumps import Watch
@@ -34,4 +35,9 @@ def perhaps(root: Any, reached: ReachableObjects | None = None) -> bool:
 
 def within(watch: Watch) -> bool:
     """Whether an evaluation that was looked at has a kink. What it compares is taken for one where it does not jump."""
-    return watch.compares or not _OPERATIONS.isdisjoint(watch.names)
+    return watch.compares or by_name(watch.names)
+
+
+def by_name(names: Iterable[str]) -> bool:
+    """Whether one of some operations has a kink, or is the derivative of one that has."""
+    return any(name.removesuffix("_backward") in _OPERATIONS for name in names)

@@ -6,6 +6,8 @@ agree as far as their states do. What a user writes may be anything: what clips 
 steps, as it is given h times the gradient in a step of the network and the gradient itself in the continuous adjoint.
 How far states are off says nothing of that. Whether there is such a function or hook is read off the graph of a block's
 first evaluation; only then the pullback itself is asked, a few times, once in the block's life.
+
+Over 250 lines: what is asked of one rule, and how it is told from torch's own and from hooks.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
+from odenet_torch.field import kinks, switches
 from odenet_torch.field.half_precision import HALF
 from odenet_torch.field.jumps import Watch
 from odenet_torch.field.looked import Looked
@@ -36,6 +39,10 @@ _APART = 2.0**40
 """Between the sizes of gradients at which a pullback is asked: whatever is clipped or dropped is so at one of them."""
 _OF_HALVES = 2.0**4
 """The same in float16, where larger and smaller ones overflow and vanish."""
+_DIRECTIONS = 4
+_OFF, _CROSSING = 0.02, 8
+"""What a rule may differ by from a difference of two states, beside it: curvature, and by how many steps, whose length
+tells how many kinks lie in between."""
 _SMALL = 1e-3
 """What two pullbacks may differ by, relative to them: rounding, and what no certificate would see."""
 _ROUNDINGS = 16
@@ -80,12 +87,15 @@ class Pullback(NamedTuple):
     """What a pullback was seen to do.
 
     Args:
-        linear: whether it is linear in the gradient.
+        linear: whether it is linear in the gradient, and, where it masks by the state, the forward pass's own.
         jumps: whether a backward of the user's rounds, or sorts, by the state.
+        kinked: whether one masks, compares or clips by the state: there, the derivative is another one on each side,
+            whatever the forward does (a straight-through estimator has none of its own).
     """
 
     linear: bool
     jumps: bool
+    kinked: bool = False
 
 
 def pullback(evaluate: Callable[[], Leaves], y: Leaves, handed: Iterable[Tensor] = ()) -> Pullback:
@@ -109,7 +119,36 @@ def pullback(evaluate: Callable[[], Leaves], y: Leaves, handed: Iterable[Tensor]
             even = linear(outputs, edges, watch)
         except Exception:  # of somebody's backward, which is made for one pass alone, or refuses such gradients
             even = False
-    return Pullback(even, watch.rounds)
+    kinked = watch.compares or kinks.by_name(watch.names)
+    return Pullback(even and not (kinked and _of_its_own(evaluate, y)), watch.rounds, kinked)
+
+
+def _of_its_own(evaluate: Callable[[], Leaves], y: Leaves) -> bool:
+    """Whether a pullback that masks by the state is no derivative of the forward pass, as that of a straight-through
+    estimator with a window is not: smaller steps do not make it one, as they do at the kinks of ReLU.
+
+    Along a few directions, as good as by chance, together: along one alone much may cancel.
+    """
+    y = tuple(leaf for leaf in y if leaf.is_floating_point())
+    try:
+        with recorded(y):
+            outputs = [leaf for leaf in evaluate() if leaf.requires_grad]
+            weights = [x.detach().cos() for x in outputs]
+            found = torch.autograd.grad(outputs, y, weights, allow_unused=True, materialize_grads=True)
+        slopes = [_dense(x) for x in found]
+        step = max(torch.finfo(leaf.dtype).eps for leaf in y) ** (1 / 3)
+        off = size = 0.0
+        for seed in range(_DIRECTIONS):
+            places = switches.either_side(y, seed, step)
+            way = [(a.double() - b.double()) for a, b in zip(*places, strict=True)]
+            ends = [switches.elsewhere(y, place, evaluate) for place in places]
+            told = sum(float((a * b.to(a)).sum()) for a, b in zip(slopes, way, strict=True))
+            pairs = zip(weights, *ends, strict=True)
+            true = sum(float((w.double() * (a.double() - b.double())).sum()) for w, a, b in pairs)
+            off, size = off + (told - true) ** 2, size + max(told**2, true**2)
+    except Exception:  # of one that takes derivatives itself, or is no function at other states
+        return False
+    return bool(off > max(_OFF, _CROSSING * step) ** 2 * size)
 
 
 def linear(outputs: Sequence[Tensor], edges: Sequence[GradientEdge], watch: _RuleWatch) -> bool:
@@ -171,17 +210,17 @@ def _edges(found: Iterable[Any], since: int, known: Iterable[Tensor]) -> list[Gr
 
 
 class _RuleWatch(Watch):
-    """Looks for rounding by the state in backward passes of the user's own alone, and for number types."""
+    """Looks for rounding and comparing by the state in backward passes of the user's own alone, and number types."""
 
     def __init__(self, y: Leaves) -> None:
         super().__init__(y)
         self.within, self.dtypes = 0, set[torch.dtype]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = self.rounds
+        before = self.rounds, self.compares, {*self.names}
         out = super().__torch_dispatch__(func, types, args, kwargs)
         if not self.within:
-            self.rounds = before
+            self.rounds, self.compares, self.names = before
         for x in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(x, Tensor):
                 self.dtypes.add(x.dtype)

@@ -21,6 +21,7 @@ from odenet.kit import tree_leaves
 from odenet_torch.field import random_state, saved_tensors
 from odenet_torch.field.differentiating import hooked, valueless
 from odenet_torch.field.knowledge import name_of
+from odenet_torch.field.not_dense import require_dense
 from odenet_torch.field.saved_tensors import now
 from odenet_torch.field.written_on import version
 
@@ -126,7 +127,10 @@ class Memory:
         before, recorded = self.count(lent), torch.is_grad_enabled()
         handed = layout.call(lent)
         try:
-            slope = layout.slope(f(handed), y)
+            value = f(handed)
+            if not self.evaluated:
+                require_dense(value, "a slope that the field returned")
+            slope = layout.slope(value, y)
         except RuntimeError as error:
             if spare is None or _LEAF not in str(error):
                 raise
@@ -138,10 +142,6 @@ class Memory:
             require_recorded(recorded)
             torch.set_grad_enabled(False)  # what f switched on is not for the steps that are to keep no graph
             self.switches = True
-        if not self.evaluated and any(k.layout is not torch.strided for k in slope):
-            raise StateError(
-                f"the field returned a slope of layout {slope[0].layout}", "dense tensors", "return slope.to_dense()"
-            )
         if not self.evaluated and any(k.device != leaf.device for k, leaf in zip(slope, y, strict=True)):
             raise StateError(
                 f"the field returned a slope on {slope[0].device} for a state on {y[0].device}",
@@ -157,13 +157,13 @@ class Memory:
         if lent is y:
             if wrote:
                 raise written()
-            if spare is not None and not self.evaluated and _wrote_unseen(y, spare):
+            if spare is not None and not self.evaluated and wrote_unseen(y, spare):
                 self.lends, slope = True, tuple(k.clone() for k in slope)
                 for leaf, value in zip(y, spare, strict=True):
                     leaf.data.copy_(value)
         elif not self.lends:
             wrote = wrote or any(a.shape != b.shape for a, b in zip(lent, y, strict=True))
-            self.lends = wrote or (not self.evaluated and _wrote_unseen(lent, y))
+            self.lends = wrote or (not self.evaluated and wrote_unseen(lent, y))
         if self.first is not None:
             self.takes = self.takes or not _addresses(slope).isdisjoint(_addresses(self.first))
             self.first = None
@@ -259,11 +259,15 @@ def _addresses(leaves: Leaves) -> set[int]:
         return set()
 
 
-def _wrote_unseen(lent: Leaves, y: Leaves) -> bool:
+def _same_with_nan(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())
+
+
+def wrote_unseen(lent: Leaves, y: Leaves) -> bool:
     """Whether f changed the state where torch does not count it, as by NumPy or `.data`; looked at on the CPU alone."""
     if lent[0].device.type != "cpu" or valueless():  # where a graph is recorded the comparison would be in it
         return False
     try:
-        return not all(torch.equal(a, b) for a, b in zip(lent, y, strict=True))
-    except RuntimeError:  # tensors of torch.func have no values to compare
+        return not all(torch.equal(a, b) or _same_with_nan(a, b) for a, b in zip(lent, y, strict=True))
+    except (RuntimeError, TypeError):  # tensors of torch.func have no values to compare, some classes no comparison
         return False

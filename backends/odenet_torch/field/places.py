@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import GradientError
+from odenet.kit import shown
 from odenet_torch.field.knowledge import KEY
 
 MISSING = object()
@@ -100,7 +101,7 @@ class MappingEntries(MappingLocation):
     """The entries of a dict."""
 
     def called(self, key: Any) -> str:
-        return f"{self.name}[{key!r}]".removeprefix(".")
+        return f"{self.name}[{shown(key)}]".removeprefix(".")
 
 
 class GlobalNames(MappingLocation):

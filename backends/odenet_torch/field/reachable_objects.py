@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from odenet.kit import shown
 from odenet_torch.field import outer_data, random_state, shared_hooks
 from odenet_torch.field.knowledge import KEY
 from odenet_torch.field.outer_data import LIBRARIES, users_own
@@ -244,7 +245,7 @@ class ReachableObjects:
         elif self._belongs(_package(value)) or isinstance(value, _RECORDS) or outer_data.settings_of_library(value):
             if isinstance(value, dict):
                 self.places.append(place := outer_data.StrangeEntries(name, value))
-                yield from ((f"{name}[{key!r}]", item) for key, item in place.contents().items())
+                yield from ((f"{name}[{shown(key)}]", item) for key, item in place.contents().items())
             elif isinstance(value, list):
                 self.places.append(outer_data.StrangeList(name, value))
                 yield from ((f"{name}[{i}]", item) for i, item in enumerate(list.__iter__(value)))
@@ -328,7 +329,13 @@ class ReachableObjects:
         if len(value) > _MOST:
             return ()
         self.places.append(MappingEntries(name, value))
-        return () if len(value) > _MANY else ((f"{name}[{key!r}]", item) for key, item in value.items() if key != KEY)
+        if len(value) > _MANY:
+            return ()
+        return (
+            (f"{name}[{key!r}]" if type(key) is str else f"{name}[{shown(key)}]", item)
+            for key, item in value.items()
+            if key != KEY
+        )
 
     def sequence(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
         """A list, deque or set, and its entries."""

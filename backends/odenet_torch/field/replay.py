@@ -34,7 +34,7 @@ from odenet_torch.field.called_modules import (
     uncached,
     within,
 )
-from odenet_torch.field.differentiating import fake, no_values, unseen
+from odenet_torch.field.differentiating import Gradients, fake, no_values, unseen
 from odenet_torch.field.escapes import marked, require_gone
 from odenet_torch.field.field import Field
 from odenet_torch.field.half_precision import HALF
@@ -601,6 +601,9 @@ class Replay:
             raise no_values(f"the first pass of {name}, which is looked at by value,", "fields that have run before")
         watch, seen = Watch(y), None
         hooks = [len(leaf._backward_hooks or ()) for leaf in y]
+        modules = [inner for _, root in fresh for outer in self.reached(root).modules for inner in outer.modules()]
+        leaves = [x for _, root in fresh for _, x in self.reached(root).watched if isinstance(x, Tensor) and x.is_leaf]
+        gradients = Gradients(x for xs in (leaves, *[module.parameters() for module in modules]) for x in xs)
         with self._alone(place):
             try:
                 with watch:
@@ -609,6 +612,8 @@ class Replay:
             except RuntimeError:  # it takes derivatives with torch.func, or cannot be recorded at a leaf
                 with torch.no_grad():
                     again = self._quietly(key, place, evaluate)
+        if gradients.changed() and gradients.added_to(lambda: self._quietly(key, place, evaluate)):
+            raise _adds_to_gradients(name)
         if seen is not None:
             if seen.operation is not None:
                 raise saved_tensors.refusal(name, seen.operation)
@@ -620,7 +625,6 @@ class Replay:
             self._require_same_unrecorded(name, key, place, out, evaluate, y)
             # the last look, since what an evaluation elsewhere leaves is not to be looked at
             jump = switches.seen_to_jump(watch, y, lambda: self._quietly(key, place, evaluate))
-        modules = [inner for _, root in fresh for outer in self.reached(root).modules for inner in outer.modules()]
         back = linearity.Pullback(linear=True, jumps=False)
         if seen is not None and (seen.declares or linearity.hooks_a_module(modules)):
             handed = self.handed(key[0], self.steps)
@@ -632,7 +636,7 @@ class Replay:
                 linearity.UNEVEN.add(root, self.reached(root))
             if jump or back.jumps:
                 JUMPING.add(root, self.reached(root))
-            if kinks.within(watch):
+            if back.kinked or kinks.within(watch):
                 kinks.KINKED.add(root, self.reached(root))
             if watch.divides:
                 DIVIDING.add(root, self.reached(root))
@@ -640,6 +644,14 @@ class Replay:
 
 def _values(out: Leaves) -> Leaves:
     return tuple(leaf.detach() for leaf in out)
+
+
+def _adds_to_gradients(name: str) -> GradientError:
+    return GradientError(
+        f"{name} calls backward(), which adds to the .grad of its parameters whenever it runs, and is to run again",
+        "torch.autograd.grad(energy, x), and energy.backward(inputs=[x])",
+        "take one of these within the field, or gradient='backprop'",
+    )
 
 
 def hooks_its_state(name: str) -> GradientError:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _C: Any = torch._C  # its functions have no types
@@ -72,6 +73,8 @@ class Settings:
     def _again(self) -> Iterator[None]:
         now, modes, missing = _values(), _function_modes(), self._missing()
         pairs = list(zip(_SETTINGS, self.values, now, strict=True))
+        # torch's checkpoint enters the mode of a device again, which then notes itself as what was there before
+        held = [(vars(mode), {**vars(mode)}) for mode in self.functions if isinstance(mode, DeviceContext)]
         try:
             for (_, write), before, current in pairs:
                 if before != current:
@@ -83,6 +86,8 @@ class Settings:
             yield
         finally:
             _put(modes)
+            for own, before in held:
+                own.update(before)
             for _ in missing:
                 _C._pop_torch_dispatch_stack(None)
             for (_, write), before, current in pairs:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from odenet import DtypeError, GridError, NonFiniteError, StateError
-from odenet.kit import Rebuild, array_of_numbers, tree_flatten, tree_leaves, tree_paths, tree_same_shape
+from odenet.kit import Rebuild, array_of_numbers, shown, tree_flatten, tree_leaves, tree_paths, tree_same_shape
 from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.memory import Memory, written
+from odenet_torch.field.not_dense import require_dense
 
 Leaves = tuple[Tensor, ...]
 _HALF = (torch.bfloat16, torch.float16)
@@ -154,8 +155,7 @@ def _tensor(path: str, leaf: Any) -> Tensor:
             raise DtypeError(
                 f"y0 {path} cannot become a tensor ({error})", "numbers, NumPy arrays or tensors"
             ) from error
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        raise StateError(f"y0 {path} is a tensor of layout {tensor.layout}", "dense tensors", "take y0.to_dense()")
+    require_dense(tensor, f"y0 {path}")
     if tensor.dtype not in NUMBERS:
         raise DtypeError(
             f"y0 {path} is {str(tensor.dtype).removeprefix('torch.')}",
@@ -201,7 +201,7 @@ def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return "a tensor"
     if isinstance(value, dict):
-        return f"a dict of {', '.join(map(str, value))}"
+        return f"a dict of {', '.join(key if isinstance(key, str) else shown(key) for key in value)}"
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, (tuple, list)) else "")
 
 

@@ -110,6 +110,11 @@ def elsewhere(y: Leaves, at: Leaves, evaluate: Callable[[], Leaves]) -> Leaves:
         return evaluate()
 
 
+def either_side(y: Leaves, line: int, s: float) -> tuple[Leaves, Leaves]:
+    """The state a little to both sides, in a direction by chance, by as many sizes of it."""
+    return _moved(y, switches.Place(line, s)), _moved(y, switches.Place(line, -s))
+
+
 def _moved(y: Leaves, place: switches.Place) -> Leaves:
     """The state at a place: in a direction by chance, of its own size, or of 1 for one of zeros."""
     if not place.s:

@@ -13,6 +13,7 @@ from odenet import GradientError
 from odenet.kit import Leaves as AnyLeaves
 from odenet.kit import add, alarm
 from odenet_torch.field import saved_tensors
+from odenet_torch.field.differentiating import forward_mode_again
 from odenet_torch.field.raised import as_raised
 from odenet_torch.field.replay import Replay
 from odenet_torch.field.state import Leaves
@@ -111,6 +112,7 @@ class _AcceptedStepsSolve(torch.autograd.Function):
     def forward(
         ctx: Any, forward: ForwardSolve, adjoint: Adjoint, first: Leaves, count: int, *tensors: Tensor
     ) -> Leaves:
+        forward_mode_again()
         outputs, states = forward.pass_over(tensors[:count], adjoint.keeps_accepted, first)
         ctx.forward, ctx.adjoint, ctx.count = forward, adjoint, count
         ctx.indices = tuple(states)

@@ -21,7 +21,7 @@ from odenet import GradientError, ReversibleSolver, Stats, UnsupportedError
 from odenet.kit import Alarm, alarm
 from odenet.kit import Leaves as AnyLeaves
 from odenet_torch.field import saved_tensors
-from odenet_torch.field.differentiating import Hooks, several_at_once, unseen
+from odenet_torch.field.differentiating import Hooks, forward_mode_again, several_at_once, unseen
 from odenet_torch.field.field import BlockField, Stand, now, outside
 from odenet_torch.field.raised import as_raised
 from odenet_torch.field.replay import Replay
@@ -393,8 +393,10 @@ def require_known(n: int, outputs: Sequence[Tensor], known: Sequence[Tensor], si
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in unknown)
         raise GradientError(
             f"in step {n} the field reads tensors (of shape {shapes}) that need a gradient and were not read in step 0",
-            "fields that read the same closed-over tensors at every step",
-            "pass them as weights, make the field an nn.Module, or take gradient='backprop'",
+            "fields that read the same closed-over tensors at every step, and keep none that they make (as what "
+            "torch.func.linearize returns does)",
+            "pass them as weights, make the field an nn.Module, take torch.func.jvp in the place of linearize, or "
+            "gradient='backprop'",
         )
 
 
@@ -434,6 +436,7 @@ class _FixedStepSolve(torch.autograd.Function):
     def forward(
         ctx: Any, run: Run, adjoint: Adjoint, count: int, course: StageChain | None, *tensors: Tensor
     ) -> Leaves:
+        forward_mode_again()
         states, pair = adjoint.forth(run, tensors[:count])
         if run.replay is not None:
             run.replay.finish()

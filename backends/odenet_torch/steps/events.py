@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,11 +18,14 @@ from torch import Tensor
 from odenet import Event, InputError, StateError
 from odenet.kit import Tableau, called, flag, interpolant
 from odenet_torch.field.differentiating import listed, transformed
-from odenet_torch.field.memory import versions
+from odenet_torch.field.memory import versions, wrote_unseen
+from odenet_torch.field.not_dense import not_dense
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.batched_condition import BatchedCondition, arithmetic
 from odenet_torch.steps.dense import between
 from odenet_torch.steps.size_control import AcceptedStep, moments
+
+Value = TypeVar("Value")
 
 
 def condition(event: Event, layout: Layout, t: Any, y: Leaves) -> Tensor:
@@ -58,12 +61,30 @@ def condition_at(
         called(of, (times[0], call(states[0])), "an event's condition", "a condition(t, y)")
         raise
     if versions(leaves) != before:
-        raise StateError(
-            "an event's condition wrote on the state that it was given",
-            "conditions that leave their arguments as they are",
-            "work on y.clone()",
-        )
+        raise wrote_on("an event's condition")
     return entries
+
+
+def untouched(look: Callable[[Leaves], Value], y: Leaves, name: str = "an event's condition") -> Value:
+    """What a first look at the caller's own state returns: at a copy of it, which shows whether it is written on.
+
+    Raises:
+        StateError: it is, and the caller's own is as it was.
+    """
+    lent = tuple(leaf.detach().clone() for leaf in y)
+    before, value = versions(lent), look(lent)
+    if versions(lent) != before or wrote_unseen(lent, y):
+        raise wrote_on(name)
+    return value
+
+
+def wrote_on(name: str) -> StateError:
+    """The error for a condition that does."""
+    return StateError(
+        f"{name} wrote on the state that it was given",
+        "conditions that leave their arguments as they are",
+        "work on y.clone()",
+    )
 
 
 def _entries(value: Any) -> Tensor:
@@ -137,7 +158,9 @@ class Watch:
                 if type(entries) is Tensor and not entries.ndim and entries.dtype is not torch.bool:
                     self.shape = entries.shape
                     return [entries.item()]
-            return self._values([t], [y])[0]
+            if self.together is not None:  # it does nothing but compute
+                return self._values([t], [y])[0]
+            return untouched(lambda y: self._values([t], [y])[0], y)
 
     def crossing(self, step: AcceptedStep) -> Crossing | None:
         """The first change within a step; None without one. One host read a step."""
@@ -302,7 +325,7 @@ class Watch:
         layout = self.layout
         looks = condition_at(self.event, layout, moments(times, layout.time, layout.device).unbind(0), states, apart)
         if self.shape is None:
-            if looks[0].is_meta or looks[0].is_nested or looks[0].layout is not torch.strided:
+            if looks[0].is_meta or not_dense(looks[0]):
                 raise InputError("an event's condition returned a tensor whose values cannot be read", _ALLOWED)
             self.shape = looks[0].shape
         shape, on_host = self.shape, not transformed()

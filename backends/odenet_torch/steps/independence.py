@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from odenet_torch.field.differentiating import transformed
 from odenet_torch.field.state import Leaves
 from odenet_torch.steps.rows import choose_rows
 
+_GOLDEN = (5.0**0.5 - 1) / 2
 _CLOSE = 2.0**7  # roundings of a row that are no sign of another row
 
 
@@ -31,18 +33,22 @@ def require_independent(
     later: Tensor,
     y: Leaves,
     slope: Leaves,
+    span: tuple[float, float],
     known: Tensor | None = None,
 ) -> None:
     """Looks whether the slope of a row depends on the states or times of other rows: these are moved, and it must not.
 
     Rows are moved by turns, those of odd and of even place a little, and the first and the second half to the other
     side of their neighbours: what reads any other row in one of the usual ways (a mean, a softmax or a product over the
-    batch, pairs, groups, an order) is seen. Four evaluations, two where the solve has ended.
+    batch, pairs, groups, an order) is seen. At the start the second of these looks is at times all over the span, one a
+    row: what rows read of each other for a part of the time alone is seen where the time of one of them is in it. Five
+    evaluations, two where the solve has ended.
 
     Args:
         evaluate: the field, of the rows' times and a state.
         t, later: the times of the rows, and others that are in the span too.
         y, slope: the state there, and its slope.
+        span: the first and the last time.
         known: at the end of the solve, the rows whose slope this is, each from when it came there. What rows begin to
             read of each other on the way is seen then.
 
@@ -55,22 +61,28 @@ def require_independent(
     place = torch.arange(rows, device=device)
     odd, late = place % 2 == 1, place >= rows // 2
     with torch.no_grad():
-        near, far = None, tuple([2 * leaf.roll(1, 0) - leaf for leaf in y])
         differences: list[Tensor] = []
-        turns = [(odd, far), (~odd, far)]
-        if known is None:
-            near = tuple(map(_moved, y))
-            turns = [(odd, near), (~odd, near), (late, far), (~late, far)]
-        for rows_kept, moved in turns:
-            try:
-                again = evaluate(torch.where(rows_kept, t, later), choose_rows(rows_kept, y, moved))
-            except (ArithmeticError, AssertionError, RuntimeError, ValueError):
-                if moved is near:
-                    raise
-                continue  # so far away the field may not be defined
+
+        def look(rows_kept: Tensor, moved: Leaves) -> None:
+            again = evaluate(torch.where(rows_kept, t, later), choose_rows(rows_kept, y, moved))
             rows_kept = rows_kept if known is None else rows_kept & known
             if not _same(rows_kept, slope, again):
                 differences.append(_apart(rows_kept, slope, again))
+
+        if known is None:
+            near = tuple(map(_moved, y))
+            look(odd, near)
+            look(~odd, near)
+        with contextlib.suppress(ArithmeticError, AssertionError, RuntimeError, ValueError):  # it may not be defined
+            far = tuple([2 * leaf.roll(1, 0) - leaf for leaf in y])
+            half = odd
+            if known is None:
+                # the middle first, and what comes next is far from all before
+                t = span[0] + (0.5 + place * _GOLDEN).to(t).remainder(1.0) * (span[1] - span[0])
+                later, slope, half = t.roll(1), evaluate(t, y), late
+                far = tuple(map(_moved, far))  # rows that are all the same, too
+            look(half, far)
+            look(~half, far)
         apart = torch.stack(differences).amax().item() if differences else 0.0
     if apart > 0:
         raise _refusal(f"the slope of a row changes by {apart:.1e} of its size when other rows are moved")

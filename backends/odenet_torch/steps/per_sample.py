@@ -95,7 +95,7 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
             random_state.restore(device, random)
             return row_steps.slope(t, y)
 
-        require_independent(again, t, t + _ASIDE * (t1 - t0), y, first)
+        require_independent(again, t, t + _ASIDE * (t1 - t0), y, first, (t0, t1))
         random_state.restore(device, after_first)
         active = finite_rows(y, first)
         outcome = torch.where(active, outcome, _NONFINITE)
@@ -160,7 +160,7 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
         t = torch.where(good, end, t)
     if random_state.same(random, after_first):  # who draws random numbers has other slopes each time
         with torch.no_grad():
-            require_independent(row_steps.slope, t, t - _ASIDE * (t1 - t0), y, first, known=accepted > 0)
+            require_independent(row_steps.slope, t, t - _ASIDE * (t1 - t0), y, first, (t0, t1), accepted > 0)
     finite = finite_rows(first)
     outcome = torch.where((outcome == _TOO_SMALL) & ~finite, _NONFINITE, outcome)
     stats.steps, stats.rejected, stats.f_evaluations = accepted, tried - accepted, row_steps.calls

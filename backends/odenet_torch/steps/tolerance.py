@@ -11,6 +11,7 @@ from torch import Tensor
 
 from odenet import InputError, PIDController
 from odenet.kit import shown, tree_leaves, tree_same_shape
+from odenet_torch.field.not_dense import not_dense
 from odenet_torch.field.state import Layout, Leaves
 from odenet_torch.steps.scalars import beside
 
@@ -167,12 +168,12 @@ def _each(name: str, value: Any, layout: Layout, like: Leaves) -> _Each:
         if isinstance(bound, (int, float)):
             bounds.append(float(bound))
             continue
+        if fault := not_dense(bound):
+            raise InputError(f"{name} holds a tensor {fault}", "dense tensors of at least 0")
         try:
             tensor = torch.as_tensor(bound, device=leaf.device).detach().to(leaf.real.dtype)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(f"{name} holds {shown(bound)} ({error})", "numbers of at least 0") from error
-        if tensor.layout is not torch.strided:
-            raise InputError(f"{name} holds a tensor of layout {tensor.layout}", "dense tensors of at least 0")
         try:
             fits = torch.broadcast_shapes(tensor.shape, leaf.shape) == leaf.shape
         except RuntimeError:
