@@ -177,7 +177,7 @@ IDIOM = {  # what only one framework needs: a tape's leaves here, pure functions
     "field/jumps.py": ({"Watch", "divides"}, {"subprograms"}),
     # for the witnesses, which are here alone; kinks are found in a program there
     "field/switches.py": ({"either_side", "elsewhere", "seen_to_jump"}, {"guards"}),
-    "field/kinks.py": ({"perhaps", "within"}, set()),
+    "field/kinks.py": ({"by_name", "perhaps", "within"}, set()),
     # an adaptive solve: a Python loop over accepted steps here, a compiled while loop and buffers there
     "steps/accepted.py": ({"AcceptedField", "stops_of"}, {"AcceptedRun", "SolveTimes", "line"}),
     "steps/dense.py": (
