@@ -8,6 +8,7 @@ import platform
 from importlib import metadata
 
 import pytest
+from chance import set_chance
 from fake_backend import fake  # noqa: F401
 from hypothesis import settings
 from waiting import let_wait, waiting
@@ -34,8 +35,19 @@ os.environ["ODENET_CACHE"] = "off"  # tests know nothing of earlier ones: those 
 os.environ.setdefault("XLA_FLAGS", xla_flags())  # read when XLA is first asked for something; processes inherit it
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a stack for each operation of a program: 5 % of a test
 
-settings.register_profile("odenet", deadline=None)
+settings.register_profile("odenet", deadline=None, derandomize=True)
 settings.load_profile("odenet")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--chance N`: see `set_chance`."""
+    parser.addoption("--chance", type=int, default=0, help="other numbers where tests leave them to chance")
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures draw some
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What is left to chance does not depend on what ran before."""
+    set_chance(item.nodeid, item.config.getoption("--chance"))
 
 
 @pytest.hookimpl(tryfirst=True)  # before the tests that `-m` leaves out are taken out
