@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet import StateError
-from odenet.kit import tree_leaves
+from odenet.kit import require_finite_tree, tree_leaves
 
 
 def not_dense(value: Any) -> str | None:
@@ -28,9 +28,11 @@ def not_dense(value: Any) -> str | None:
 
 
 def require_dense(value: Any, what: str) -> None:
-    """Raises StateError where one of the tensors in a tree is not dense: one that `what` was given as."""
+    """Raises StateError where one of the tensors in a tree is not dense: one that `what` was given as, or that holds
+    itself."""
     if type(value) is Tensor and value.layout is torch.strided and not value.is_nested:  # the most
         return
+    require_finite_tree(what, value)
     if fault := first(tree_leaves(value)):
         raise StateError(
             f"{what} is a tensor {fault}", "dense tensors", "take .to_dense(), .to_padded_tensor(0.0) or .to_tensor(0)"
