@@ -1,14 +1,17 @@
 """Torch solves beside those of an earlier commit, whose worktree is named by `ODENET_EARLIER` (`git worktree add PATH
 COMMIT`); float32, one thread.
 
-ratio: seconds now over seconds then, medians of the ratios of interleaved runs, each commit in a process of its own, in
-time of the thread, which other processes do not add to. least: the least time now over the least time then. Fixed steps
+ratio: seconds now over seconds then, each commit in a process of its own, in time of the thread, which other processes
+do not add to: of each pair of processes the median of the ratios of interleaved runs, and of these the median. The same
+code has other times in each process, by where its memory lies: between, the least and the largest ratio of a pair.
+least: the least time now over the least time then. Fixed steps
 are training steps of 64 blocks Linear(32)-Tanh on a batch of 64; dopri5 solves an MLP on a state of 32 x 8; rows are 16
 with steps of their own; the event is never met; converted are 50 residual blocks Linear-Tanh of width 64.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -19,8 +22,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
+
 TITLE = "Times beside an earlier commit"
-ROUNDS = 41
+PROCESSES, ROUNDS = 7, 9
 FIXED = ("euler backprop", "euler checkpoint", "euler discrete-adjoint", "rk4 backprop", "rk4 checkpoint")
 REVERSIBLE = ("alf reversible", "reversible-heun reversible", "reversible:euler reversible")
 
@@ -31,22 +37,33 @@ def rows(part: str = "") -> Iterator[dict[str, Any]]:
     if earlier is None:
         return
     commit = subprocess.run(["git", "-C", earlier, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    now, then = (_worker(root) for root in (Path(__file__).parents[1], Path(earlier)))
-    names = [name for name in json.loads(_asked(now, "names")) if part in name]
-    for name in names:
-        pairs = []
-        for turn in range(ROUNDS):
-            pair = [(worker, float(_asked(worker, name))) for worker in ((now, then) if turn % 2 else (then, now))]
-            pairs.append((dict(pair)[now], dict(pair)[then]))
+    roots = Path(__file__).parents[1], Path(earlier)
+    seconds: dict[str, list[list[tuple[float, float]]]] = {}
+    for _ in track(range(PROCESSES), "pairs of processes", console=Console(stderr=True), transient=True):
+        now, then = map(_worker, roots)
+        for name in json.loads(_asked(now, "names")):
+            if part in name:
+                pairs = [_pair(now, then, name, first=bool(turn % 2)) for turn in range(ROUNDS)]
+                seconds.setdefault(name, []).append(pairs)
+        for worker in (now, then):
+            worker.terminate()
+    for name, processes in seconds.items():
+        ratios = [statistics.median(a / b for a, b in pairs) for pairs in processes]
+        every = list(itertools.chain.from_iterable(processes))
         yield {
             "what": name,
-            "ms": 1e3 * statistics.median(a for a, _ in pairs),
-            "ratio": statistics.median(a / b for a, b in pairs),
-            "least": min(a for a, _ in pairs) / min(b for _, b in pairs),
+            "ms": 1e3 * statistics.median(a for a, _ in every),
+            "ratio": statistics.median(ratios),
+            "between": f"{min(ratios):.2f} and {max(ratios):.2f}",
+            "least": min(a for a, _ in every) / min(b for _, b in every),
             "earlier": commit.stdout.strip(),
         }
-    for worker in (now, then):
-        worker.terminate()
+
+
+def _pair(now: subprocess.Popen[str], then: subprocess.Popen[str], name: str, *, first: bool) -> tuple[float, float]:
+    """Seconds of a run of both, of this commit `first` or second."""
+    taken = {worker: float(_asked(worker, name)) for worker in ((now, then) if first else (then, now))}
+    return taken[now], taken[then]
 
 
 def _worker(root: Path) -> subprocess.Popen[str]:

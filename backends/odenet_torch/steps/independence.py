@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,28 +28,46 @@ def refuse_batch_statistics(function: Any) -> None:
             raise _refusal(f"{type(module).__name__} in training mode normalises over the rows of the batch")
 
 
+_LOOKED: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Fields that were looked at all over a span, and whose rows are independent."""
+
+
+def known_independent(field: Any) -> bool:
+    """Whether a field was looked at all over a span, once in its life."""
+    try:
+        return field in _LOOKED
+    except TypeError:  # it has no weak references, or no hash
+        return False
+
+
+def note_independent(field: Any) -> None:
+    """It was."""
+    with contextlib.suppress(TypeError):
+        _LOOKED.add(field)
+
+
 def require_independent(
     evaluate: Callable[[Tensor, Leaves], Leaves],
     t: Tensor,
     later: Tensor,
     y: Leaves,
     slope: Leaves,
-    span: tuple[float, float],
+    span: tuple[float, float] | None = None,
     known: Tensor | None = None,
 ) -> None:
     """Looks whether the slope of a row depends on the states or times of other rows: these are moved, and it must not.
 
     Rows are moved by turns, those of odd and of even place a little, and the first and the second half to the other
     side of their neighbours: what reads any other row in one of the usual ways (a mean, a softmax or a product over the
-    batch, pairs, groups, an order) is seen. At the start the second of these looks is at times all over the span, one a
-    row: what rows read of each other for a part of the time alone is seen where the time of one of them is in it. Five
-    evaluations, two where the solve has ended.
+    batch, pairs, groups, an order) is seen. With a span the second of these looks is at times all over it, one a row:
+    what rows read of each other for a part of the time alone is seen where the time of one of them is in it. Four
+    evaluations, five with a span, two where the solve has ended.
 
     Args:
         evaluate: the field, of the rows' times and a state.
         t, later: the times of the rows, and others that are in the span too.
         y, slope: the state there, and its slope.
-        span: the first and the last time.
+        span: the first and the last time, where they are to be looked at all over it.
         known: at the end of the solve, the rows whose slope this is, each from when it came there. What rows begin to
             read of each other on the way is seen then.
 
@@ -75,11 +94,11 @@ def require_independent(
             look(~odd, near)
         with contextlib.suppress(ArithmeticError, AssertionError, RuntimeError, ValueError):  # it may not be defined
             far = tuple([2 * leaf.roll(1, 0) - leaf for leaf in y])
-            half = odd
-            if known is None:
+            half = odd if known is not None else late
+            if span is not None:
                 # the middle first, and what comes next is far from all before
                 t = span[0] + (0.5 + place * _GOLDEN).to(t).remainder(1.0) * (span[1] - span[0])
-                later, slope, half = t.roll(1), evaluate(t, y), late
+                later, slope = t.roll(1), evaluate(t, y)
                 far = tuple(map(_moved, far))  # rows that are all the same, too
             look(half, far)
             look(~half, far)

@@ -35,7 +35,12 @@ from odenet_torch.field.field import FunctionField
 from odenet_torch.field.state import Layout, Leaves, meta_state
 from odenet_torch.steps.dense import differentiable
 from odenet_torch.steps.gate import Gate
-from odenet_torch.steps.independence import refuse_batch_statistics, require_independent
+from odenet_torch.steps.independence import (
+    known_independent,
+    note_independent,
+    refuse_batch_statistics,
+    require_independent,
+)
 from odenet_torch.steps.resolution import explained, resolved, widened
 from odenet_torch.steps.rows import ROWS, beside, choose_rows, finite_rows, stand_ins, weigh_rows
 from odenet_torch.steps.tolerance import Tolerance
@@ -95,7 +100,9 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
             random_state.restore(device, random)
             return row_steps.slope(t, y)
 
-        require_independent(again, t, t + _ASIDE * (t1 - t0), y, first, (t0, t1))
+        known = known_independent(problem.field)
+        require_independent(again, t, t + _ASIDE * (t1 - t0), y, first, None if known else (t0, t1))
+        note_independent(problem.field)
         random_state.restore(device, after_first)
         active = finite_rows(y, first)
         outcome = torch.where(active, outcome, _NONFINITE)
@@ -160,7 +167,7 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
         t = torch.where(good, end, t)
     if random_state.same(random, after_first):  # who draws random numbers has other slopes each time
         with torch.no_grad():
-            require_independent(row_steps.slope, t, t - _ASIDE * (t1 - t0), y, first, (t0, t1), accepted > 0)
+            require_independent(row_steps.slope, t, t - _ASIDE * (t1 - t0), y, first, known=accepted > 0)
     finite = finite_rows(first)
     outcome = torch.where((outcome == _TOO_SMALL) & ~finite, _NONFINITE, outcome)
     stats.steps, stats.rejected, stats.f_evaluations = accepted, tried - accepted, row_steps.calls
