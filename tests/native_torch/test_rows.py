@@ -158,6 +158,24 @@ def test_rows_that_read_each_other_on_the_way_alone(kind, count):
                 odenet.solve(f, y0, t1=1.0, rtol=1e-3, control=rows())
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_field_whose_rows_were_independent_is_looked_at_over_a_longer_span_and_as_it_is_by_then(sign):
+    torch.manual_seed(0)
+    middle, y0, mixes = 2.0 * sign, torch.randn(4, 3), []
+
+    def f(t, y):
+        return -y + torch.where(((t - middle).abs() < 0.1) | bool(mixes), y.mean(0) - y, 0.0)
+
+    for _ in range(2):
+        odenet.solve(f, y0, t1=sign, rtol=1e-3, control=rows())
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match="read each other"):
+            odenet.solve(f, y0, t1=4.0 * sign, rtol=1e-3, control=rows())
+    mixes.append(1)
+    with pytest.raises(UnsupportedError, match="read each other"):
+        odenet.solve(f, y0, t1=sign, rtol=1e-3, control=rows())
+
+
 @pytest.mark.parametrize("norm", [nn.LayerNorm(3), nn.BatchNorm1d(3).eval(), nn.Identity()])
 def test_rows_that_do_not_are_solved_and_the_random_state_is_left_alone(norm):
     torch.manual_seed(0)

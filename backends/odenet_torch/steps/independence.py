@@ -28,22 +28,23 @@ def refuse_batch_statistics(function: Any) -> None:
             raise _refusal(f"{type(module).__name__} in training mode normalises over the rows of the batch")
 
 
-_LOOKED: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Fields that were looked at all over a span, and whose rows are independent."""
+_LOOKED: weakref.WeakKeyDictionary[Any, tuple[float, float]] = weakref.WeakKeyDictionary()
+"""Fields whose rows are independent, and the least and the largest time that they were looked at over."""
 
 
-def known_independent(field: Any) -> bool:
-    """Whether a field was looked at all over a span, once in its life."""
+def known_independent(field: Any, t0: float, t1: float) -> bool:
+    """Whether a field was looked at all over a span that holds these times."""
     try:
-        return field in _LOOKED
+        span = _LOOKED.get(field)
     except TypeError:  # it has no weak references, or no hash
         return False
+    return span is not None and span[0] <= min(t0, t1) and max(t0, t1) <= span[1]
 
 
-def note_independent(field: Any) -> None:
-    """It was."""
+def note_independent(field: Any, t0: float, t1: float) -> None:
+    """It was, between these."""
     with contextlib.suppress(TypeError):
-        _LOOKED.add(field)
+        _LOOKED[field] = min(t0, t1), max(t0, t1)
 
 
 def require_independent(
@@ -59,15 +60,15 @@ def require_independent(
 
     Rows are moved by turns, those of odd and of even place a little, and the first and the second half to the other
     side of their neighbours: what reads any other row in one of the usual ways (a mean, a softmax or a product over the
-    batch, pairs, groups, an order) is seen. With a span the second of these looks is at times all over it, one a row:
-    what rows read of each other for a part of the time alone is seen where the time of one of them is in it. Four
-    evaluations, five with a span, two where the solve has ended.
+    batch, pairs, groups, an order) is seen. The second of these looks is in the field's first solve alone, at times all
+    over the span, one a row: what rows read of each other for a part of the time alone is seen where the time of one of
+    them is in it. Five evaluations, two later on, and two where the solve has ended.
 
     Args:
         evaluate: the field, of the rows' times and a state.
         t, later: the times of the rows, and others that are in the span too.
         y, slope: the state there, and its slope.
-        span: the first and the last time, where they are to be looked at all over it.
+        span: the first and the last time, in the field's first solve.
         known: at the end of the solve, the rows whose slope this is, each from when it came there. What rows begin to
             read of each other on the way is seen then.
 
@@ -92,16 +93,17 @@ def require_independent(
             near = tuple(map(_moved, y))
             look(odd, near)
             look(~odd, near)
-        with contextlib.suppress(ArithmeticError, AssertionError, RuntimeError, ValueError):  # it may not be defined
-            far = tuple([2 * leaf.roll(1, 0) - leaf for leaf in y])
-            half = odd if known is not None else late
-            if span is not None:
-                # the middle first, and what comes next is far from all before
-                t = span[0] + (0.5 + place * _GOLDEN).to(t).remainder(1.0) * (span[1] - span[0])
-                later, slope = t.roll(1), evaluate(t, y)
-                far = tuple(map(_moved, far))  # rows that are all the same, too
-            look(half, far)
-            look(~half, far)
+        if span is not None or known is not None:
+            # so far away, or at another time, it may not be defined
+            with contextlib.suppress(ArithmeticError, AssertionError, RuntimeError, ValueError):
+                far, half = tuple([2 * leaf.roll(1, 0) - leaf for leaf in y]), odd
+                if span is not None:
+                    # the middle first, and what comes next is far from all before
+                    t = span[0] + (0.5 + place * _GOLDEN).to(t).remainder(1.0) * (span[1] - span[0])
+                    later, slope, half = t.roll(1), evaluate(t, y), late
+                    far = tuple(map(_moved, far))  # rows that are all the same, too
+                look(half, far)
+                look(~half, far)
         apart = torch.stack(differences).amax().item() if differences else 0.0
     if apart > 0:
         raise _refusal(f"the slope of a row changes by {apart:.1e} of its size when other rows are moved")

@@ -100,9 +100,10 @@ def solve_rows(problem: Problem, state_layout: Layout, y: Leaves) -> Solution:
             random_state.restore(device, random)
             return row_steps.slope(t, y)
 
-        known = known_independent(problem.field)
+        known = known_independent(problem.field, t0, t1)
         require_independent(again, t, t + _ASIDE * (t1 - t0), y, first, None if known else (t0, t1))
-        note_independent(problem.field)
+        if not known:
+            note_independent(problem.field, t0, t1)
         random_state.restore(device, after_first)
         active = finite_rows(y, first)
         outcome = torch.where(active, outcome, _NONFINITE)
